@@ -1,0 +1,29 @@
+// The operators on the CPU, on torch's own threads.
+#include <torch/csrc/stable/library.h>
+
+#include "bindings/splat.h"
+#include "bindings/warp.h"
+
+namespace deqreg::bindings {
+namespace {
+
+struct Cpu {
+  template <class Op>
+  static void launch(const Tensor&, const Op& op) {
+    const auto spread = [](std::int64_t count, std::int64_t grain, cpu::Executor::Body body, void* context) {
+      torch::stable::parallel_for(
+          0, count, grain, [&](std::int64_t begin, std::int64_t end) { body(begin, end, context); });
+    };
+    cpu::launch(op, cpu::Executor{static_cast<int>(torch::stable::get_num_threads()), spread});
+  }
+};
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(deqreg, CPU, m) {
+  m.impl("splat", TORCH_BOX(&splat<Cpu>));
+  m.impl("warp", TORCH_BOX(&warp<Cpu>));
+  m.impl("warp_gradient", TORCH_BOX(&warp_gradient<Cpu>));
+}
+
+}  // namespace deqreg::bindings

@@ -1,0 +1,34 @@
+// The operators on CUDA, on torch's current device and stream.
+#include <cuda_runtime_api.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/macros.h>
+
+#include "bindings/splat.h"
+#include "bindings/warp.h"
+
+namespace deqreg::bindings {
+namespace {
+
+struct Cuda {
+  template <class Op>
+  static void launch(const Tensor& on, const Op& op) {
+    const auto device = static_cast<torch::stable::accelerator::DeviceIndex>(on.get_device());
+    const torch::stable::accelerator::DeviceGuard guard(device);
+    void* stream = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+    cuda::launch(op, static_cast<cudaStream_t>(stream));
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+};
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(deqreg, CUDA, m) {
+  m.impl("splat", TORCH_BOX(&splat<Cuda>));
+  m.impl("warp", TORCH_BOX(&warp<Cuda>));
+  m.impl("warp_gradient", TORCH_BOX(&warp_gradient<Cuda>));
+}
+
+}  // namespace deqreg::bindings

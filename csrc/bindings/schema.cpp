@@ -1,0 +1,10 @@
+// Every operator's signature. Interpolation and padding are the enumerations of core/sampling.h as integers.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(deqreg, m) {
+  m.def(
+      "splat(Tensor values, Tensor displacement, SymInt[] shape, Tensor? affine, int interpolation, int padding, "
+      "bool deterministic) -> Tensor");
+  m.def("warp(Tensor image, Tensor displacement, Tensor? affine, int interpolation, int padding) -> Tensor");
+  m.def("warp_gradient(Tensor image, Tensor displacement, Tensor values, Tensor? affine, int padding) -> Tensor");
+}

@@ -1,0 +1,195 @@
+// The native layer's table of contents: one argument struct an operation, one launcher for it on each device.
+//
+// Arrays are contiguous, [N, C, *S] with S in array order; a displacement is [N, D, *S] in voxels. Pointers are device
+// pointers for cuda::launch. Nothing here allocates for the caller, throws, or knows what a tensor is: extents and
+// aliasing are the caller's duty, `workspace` sizes come from the matching workspace_bytes().
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/sampling.h"
+
+#if defined(DEQREG_WITH_CUDA)
+#include <cuda_runtime_api.h>
+#endif
+
+namespace deqreg {
+
+using core::Interpolation;
+using core::Padding;
+
+/// How the values of an image are stored. Coordinates and sums are float, or double where the image is float64.
+enum class DType : std::int32_t { float32 = 0, float64 = 1, float16 = 2, bfloat16 = 3 };
+
+/// Spatial extent in array order; a 2-D grid uses the first two entries.
+struct Grid {
+  std::int32_t dims;
+  std::int64_t size[3];
+
+  std::int64_t voxels() const { return size[0] * size[1] * (dims == 3 ? size[2] : 1); }
+};
+
+/// Where an output voxel samples its image: y(x) = A (x + u(x)) + t.
+struct Sampling {
+  const void* displacement;  // [N, D, *out]
+  const void* affine;        // [N, D, D + 1], or null for the identity
+  Interpolation interpolation;
+  Padding padding;
+};
+
+/// out(x) = image(y(x)). Pulls.
+struct Warp {
+  DType dtype;
+  std::int64_t batch, channels;
+  Grid image_grid, out_grid;
+  Sampling sampling;
+  const void* image;  // [N, C, *image]
+  void* out;          // [N, C, *out]
+};
+
+/// image(y(x)) += values(x): the adjoint of Warp in its image. Pushes. Writes all of `image`.
+struct Splat {
+  DType dtype;
+  std::int64_t batch, channels;
+  Grid image_grid, out_grid;
+  Sampling sampling;
+  const void* values;  // [N, C, *out]
+  void* image;         // [N, C, *image]
+  bool deterministic;  // CUDA: the same bits from run to run, slower. The CPU kernel always is
+};
+
+/// out(x) = sum_c values_c(x) grad image_c (y(x)), in the image's voxel axes: the gradient of Warp by y.
+struct WarpGradient {
+  DType dtype;
+  std::int64_t batch, channels;
+  Grid image_grid, out_grid;
+  Sampling sampling;
+  const void* image;   // [N, C, *image]
+  const void* values;  // [N, C, *out]
+  void* out;           // [N, D, *out], float32, or float64 with a float64 image
+};
+
+/// out(x) = inner(x) + outer(x + inner(x)), border padding: the displacement of the composed map.
+struct Compose {
+  DType dtype;  // float32 or float64
+  std::int64_t batch;
+  Grid outer_grid, inner_grid;
+  const void* outer;  // [N, D, *outer]
+  const void* inner;  // [N, D, *inner]
+  void* out;          // [N, D, *inner]
+};
+
+/// out = G_sigma * image along every axis, half-sample symmetric at the border, so that it is its own adjoint.
+struct Gaussian {
+  DType dtype;
+  std::int64_t batch, channels;
+  Grid grid;
+  double sigma[3];  // voxels, one an axis; 0 leaves an axis as it is
+  const void* image;
+  void* out;  // may not alias image
+  void* workspace;
+};
+
+/// out(x) = det(I + du/dx) by central differences, one-sided at the border.
+struct JacobianDeterminant {
+  DType dtype;
+  std::int64_t batch;
+  Grid grid;
+  const void* displacement;  // [N, D, *S]
+  void* out;                 // [N, *S]
+};
+
+/// The gradient of JacobianDeterminant by its displacement.
+struct JacobianDeterminantGradient {
+  DType dtype;
+  std::int64_t batch;
+  Grid grid;
+  const void* displacement;  // [N, D, *S]
+  const void* grad;          // [N, *S]
+  void* out;                 // [N, D, *S]
+};
+
+/// out(delta, x) = <fixed(x), moving(x + u(x) + delta)> / sqrt(C), delta in a cube of (2 radius + 1)^D, last axis fastest.
+struct Correlation {
+  DType dtype;
+  std::int64_t batch, channels;
+  std::int32_t radius;
+  Grid grid;
+  const void* fixed;         // [N, C, *S]
+  const void* moving;        // [N, C, *S]
+  const void* displacement;  // [N, D, *S], or null for zero
+  void* out;                 // [N, (2 radius + 1)^D, *S]
+};
+
+/// The gradients of Correlation; a null output is not computed.
+struct CorrelationGradient {
+  DType dtype;
+  std::int64_t batch, channels;
+  std::int32_t radius;
+  Grid grid;
+  const void* fixed;
+  const void* moving;
+  const void* displacement;  // or null
+  const void* grad;          // [N, (2 radius + 1)^D, *S]
+  void* grad_fixed;          // [N, C, *S] or null
+  void* grad_moving;         // [N, C, *S] or null
+  void* grad_displacement;   // [N, D, *S] or null
+  bool deterministic;        // as in Splat
+};
+
+/// value = mean over x of cov(x)^2 / ((var_fixed(x) + e) (var_warped(x) + e)) in cubic windows clipped to image and mask.
+/// Gradients by either image where asked for; a null output is not computed.
+struct Lncc {
+  DType dtype;
+  std::int64_t batch;
+  std::int32_t window;  // odd edge length in voxels
+  double epsilon;       // e, in squared intensities
+  Grid grid;
+  const void* fixed;   // [N, 1, *S]
+  const void* warped;  // [N, 1, *S]
+  const void* mask;    // [N, 1, *S], zero outside, or null
+  void* value;         // [N]
+  void* grad_fixed;    // [N, 1, *S] or null
+  void* grad_warped;   // [N, 1, *S] or null
+  void* workspace;
+};
+
+namespace cpu {
+
+/// How a kernel spreads its work: lent by the caller, so that the library brings no thread pool of its own.
+struct Executor {
+  using Body = void (*)(std::int64_t begin, std::int64_t end, void* context);
+  int threads;
+  void (*parallel_for)(std::int64_t count, std::int64_t grain, Body body, void* context);
+};
+
+/// Every operation the CPU kernels implement, for the files that have to name them all.
+#define DEQREG_CPU_OPERATIONS(X)                                                                        \
+  X(Splat) X(Warp) X(WarpGradient)
+
+#define DEQREG_DECLARE(Op) void launch(const Op& op, const Executor& executor);
+DEQREG_CPU_OPERATIONS(DEQREG_DECLARE)
+#undef DEQREG_DECLARE
+
+/// Instruction sets compiled in, in ascending order.
+enum class Isa : std::int32_t { baseline = 0, avx2 = 1, avx512 = 2 };
+
+bool isa_compiled(Isa isa);
+bool isa_supported(Isa isa);  // compiled in, and this processor has it
+Isa isa_selected();           // the best supported one until isa_select() says otherwise
+bool isa_select(Isa isa);     // false, and no change, where unsupported
+
+}  // namespace cpu
+
+#if defined(DEQREG_WITH_CUDA)
+namespace cuda {
+
+void launch(const Warp& op, cudaStream_t stream);
+void launch(const Splat& op, cudaStream_t stream);
+void launch(const WarpGradient& op, cudaStream_t stream);
+
+}  // namespace cuda
+#endif
+
+}  // namespace deqreg

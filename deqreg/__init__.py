@@ -1,0 +1,1 @@
+"""Deformable image registration as a fixed point."""

@@ -1,0 +1,6 @@
+"""Stateless operators on tensors, one a file; `deqreg.ops.reference` has each in ten lines of plain torch."""
+
+from deqreg.ops.splat import splat
+from deqreg.ops.warp import warp
+
+__all__ = ["splat", "warp"]

@@ -1,0 +1,26 @@
+"""How an operator is given its gradient, and how one says that it has none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def forbid_second_derivative(operator: str) -> None:
+    """Make differentiating a backward operator raise.
+
+    A backward operator without a formula of its own would return zeros for second derivatives, and no check notices.
+    """
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        raise RuntimeError(
+            f"{operator} has no second derivative. For a penalty on the Jacobian of a map f take "
+            "(f(z + e v) - f(z)) / e, which needs first derivatives only"
+        )
+
+    torch.library.register_autograd(operator, backward, setup_context=setup_context)
