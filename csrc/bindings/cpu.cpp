@@ -1,6 +1,9 @@
 // The operators on the CPU, on torch's own threads.
 #include <torch/csrc/stable/library.h>
 
+#include "bindings/compose.h"
+#include "bindings/exponential.h"
+#include "bindings/gaussian.h"
 #include "bindings/splat.h"
 #include "bindings/warp.h"
 
@@ -21,6 +24,9 @@ struct Cpu {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(deqreg, CPU, m) {
+  m.impl("compose", TORCH_BOX(&compose<Cpu>));
+  m.impl("exponential", TORCH_BOX(&exponential<Cpu>));
+  m.impl("gaussian", TORCH_BOX(&gaussian<Cpu>));
   m.impl("splat", TORCH_BOX(&splat<Cpu>));
   m.impl("warp", TORCH_BOX(&warp<Cpu>));
   m.impl("warp_gradient", TORCH_BOX(&warp_gradient<Cpu>));

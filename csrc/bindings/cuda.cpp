@@ -5,6 +5,9 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/macros.h>
 
+#include "bindings/compose.h"
+#include "bindings/exponential.h"
+#include "bindings/gaussian.h"
 #include "bindings/splat.h"
 #include "bindings/warp.h"
 
@@ -26,6 +29,9 @@ struct Cuda {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(deqreg, CUDA, m) {
+  m.impl("compose", TORCH_BOX(&compose<Cuda>));
+  m.impl("exponential", TORCH_BOX(&exponential<Cuda>));
+  m.impl("gaussian", TORCH_BOX(&gaussian<Cuda>));
   m.impl("splat", TORCH_BOX(&splat<Cuda>));
   m.impl("warp", TORCH_BOX(&warp<Cuda>));
   m.impl("warp_gradient", TORCH_BOX(&warp_gradient<Cuda>));

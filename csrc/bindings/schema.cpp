@@ -2,6 +2,9 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(deqreg, m) {
+  m.def("compose(Tensor outer, Tensor inner) -> Tensor");
+  m.def("exponential(Tensor velocity, int steps) -> Tensor");
+  m.def("gaussian(Tensor image, float[] sigma) -> Tensor");
   m.def(
       "splat(Tensor values, Tensor displacement, SymInt[] shape, Tensor? affine, int interpolation, int padding, "
       "bool deterministic) -> Tensor");

@@ -1,6 +1,9 @@
 """Stateless operators on tensors, one a file; `deqreg.ops.reference` has each in ten lines of plain torch."""
 
+from deqreg.ops.compose import compose
+from deqreg.ops.exponential import exponential
+from deqreg.ops.gaussian import gaussian
 from deqreg.ops.splat import splat
 from deqreg.ops.warp import warp
 
-__all__ = ["splat", "warp"]
+__all__ = ["compose", "exponential", "gaussian", "splat", "warp"]
