@@ -160,8 +160,8 @@ struct Lncc {
   Grid grid;
   const void* fixed;   // [N, 1, *S]
   const void* warped;  // [N, 1, *S]
-  const void* mask;    // [N, 1, *S], zero outside, or null
-  void* value;         // [N]
+  const std::uint8_t* mask;  // [N, 1, *S], zero outside, or null
+  void* value;         // [N], float32, or float64 with float64 images
   void* grad_fixed;    // [N, 1, *S] or null
   void* grad_warped;   // [N, 1, *S] or null
   void* workspace;
@@ -178,7 +178,7 @@ struct Executor {
 
 /// Every operation the CPU kernels implement, for the files that have to name them all.
 #define DEQREG_CPU_OPERATIONS(X) \
-  X(Compose) X(Exponential) X(Gaussian) X(Splat) X(Warp) X(WarpGradient)
+  X(Compose) X(Exponential) X(Gaussian) X(Lncc) X(Splat) X(Warp) X(WarpGradient)
 
 #define DEQREG_DECLARE(Op) void launch(const Op& op, const Executor& executor);
 DEQREG_CPU_OPERATIONS(DEQREG_DECLARE)

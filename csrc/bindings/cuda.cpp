@@ -8,6 +8,7 @@
 #include "bindings/compose.h"
 #include "bindings/exponential.h"
 #include "bindings/gaussian.h"
+#include "bindings/lncc.h"
 #include "bindings/splat.h"
 #include "bindings/warp.h"
 
@@ -32,6 +33,8 @@ STABLE_TORCH_LIBRARY_IMPL(deqreg, CUDA, m) {
   m.impl("compose", TORCH_BOX(&compose<Cuda>));
   m.impl("exponential", TORCH_BOX(&exponential<Cuda>));
   m.impl("gaussian", TORCH_BOX(&gaussian<Cuda>));
+  m.impl("lncc", TORCH_BOX(&lncc<Cuda>));
+  m.impl("lncc_gradient", TORCH_BOX(&lncc_gradient<Cuda>));
   m.impl("splat", TORCH_BOX(&splat<Cuda>));
   m.impl("warp", TORCH_BOX(&warp<Cuda>));
   m.impl("warp_gradient", TORCH_BOX(&warp_gradient<Cuda>));

@@ -3,7 +3,8 @@
 from deqreg.ops.compose import compose
 from deqreg.ops.exponential import exponential
 from deqreg.ops.gaussian import gaussian
+from deqreg.ops.lncc import lncc, lncc_gradient
 from deqreg.ops.splat import splat
 from deqreg.ops.warp import warp
 
-__all__ = ["compose", "exponential", "gaussian", "splat", "warp"]
+__all__ = ["compose", "exponential", "gaussian", "lncc", "lncc_gradient", "splat", "warp"]
