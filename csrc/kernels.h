@@ -57,6 +57,7 @@ struct Splat {
   const void* values;  // [N, C, *out]
   void* image;         // [N, C, *image]
   bool deterministic;  // CUDA: the same bits from run to run, slower. The CPU kernel always is
+  void* workspace;     // CUDA: workspace_bytes(). The CPU kernel takes none
 };
 
 /// out(x) = sum_c values_c(x) grad image_c (y(x)), in the image's voxel axes: the gradient of Warp by y.
@@ -122,7 +123,8 @@ struct JacobianDeterminantGradient {
   void* out;                 // [N, D, *S]
 };
 
-/// out(delta, x) = <fixed(x), moving(x + u(x) + delta)> / sqrt(C), delta in a cube of (2 radius + 1)^D, last axis fastest.
+/// out(delta, x) = <fixed(x), moving(x + u(x) + delta)> / sqrt(C), delta in a cube of (2 radius + 1)^D, last axis
+/// fastest.
 struct Correlation {
   DType dtype;
   std::int64_t batch, channels;
@@ -150,21 +152,21 @@ struct CorrelationGradient {
   bool deterministic;        // as in Splat
 };
 
-/// value = mean over x of cov(x)^2 / ((var_fixed(x) + e) (var_warped(x) + e)) in cubic windows clipped to image and mask.
-/// Gradients by either image where asked for; a null output is not computed.
+/// value = mean over x of cov(x)^2 / ((var_fixed(x) + e) (var_warped(x) + e)) in cubic windows clipped to image and
+/// mask. Gradients by either image where asked for; a null output is not computed.
 struct Lncc {
   DType dtype;
   std::int64_t batch;
   std::int32_t window;  // odd edge length in voxels
   double epsilon;       // e, in squared intensities
   Grid grid;
-  const void* fixed;   // [N, 1, *S]
-  const void* warped;  // [N, 1, *S]
+  const void* fixed;         // [N, 1, *S]
+  const void* warped;        // [N, 1, *S]
   const std::uint8_t* mask;  // [N, 1, *S], zero outside, or null
-  void* value;         // [N], float32, or float64 with float64 images
-  void* grad_fixed;    // [N, 1, *S] or null
-  void* grad_warped;   // [N, 1, *S] or null
-  void* workspace;
+  void* value;               // [N], float32, or float64 with float64 images
+  void* grad_fixed;          // [N, 1, *S] or null
+  void* grad_warped;         // [N, 1, *S] or null
+  void* workspace;           // CUDA: workspace_bytes(). The CPU kernel takes none
 };
 
 namespace cpu {
@@ -177,8 +179,7 @@ struct Executor {
 };
 
 /// Every operation the CPU kernels implement, for the files that have to name them all.
-#define DEQREG_CPU_OPERATIONS(X) \
-  X(Compose) X(Exponential) X(Gaussian) X(Lncc) X(Splat) X(Warp) X(WarpGradient)
+#define DEQREG_CPU_OPERATIONS(X) X(Compose) X(Exponential) X(Gaussian) X(Lncc) X(Splat) X(Warp) X(WarpGradient)
 
 #define DEQREG_DECLARE(Op) void launch(const Op& op, const Executor& executor);
 DEQREG_CPU_OPERATIONS(DEQREG_DECLARE)
@@ -197,9 +198,14 @@ bool isa_select(Isa isa);     // false, and no change, where unsupported
 #if defined(DEQREG_WITH_CUDA)
 namespace cuda {
 
-void launch(const Warp& op, cudaStream_t stream);
+void launch(const Compose& op, cudaStream_t stream);
+void launch(const Exponential& op, cudaStream_t stream);
+void launch(const Gaussian& op, cudaStream_t stream);
 void launch(const Splat& op, cudaStream_t stream);
+void launch(const Warp& op, cudaStream_t stream);
 void launch(const WarpGradient& op, cudaStream_t stream);
+
+std::size_t workspace_bytes(const Splat& op);
 
 }  // namespace cuda
 #endif

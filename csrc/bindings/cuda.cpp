@@ -8,7 +8,6 @@
 #include "bindings/compose.h"
 #include "bindings/exponential.h"
 #include "bindings/gaussian.h"
-#include "bindings/lncc.h"
 #include "bindings/splat.h"
 #include "bindings/warp.h"
 
@@ -16,6 +15,11 @@ namespace deqreg::bindings {
 namespace {
 
 struct Cuda {
+  template <class Op>
+  static std::int64_t workspace_bytes(const Op& op) {
+    return static_cast<std::int64_t>(cuda::workspace_bytes(op));
+  }
+
   template <class Op>
   static void launch(const Tensor& on, const Op& op) {
     const auto device = static_cast<torch::stable::accelerator::DeviceIndex>(on.get_device());
@@ -33,8 +37,6 @@ STABLE_TORCH_LIBRARY_IMPL(deqreg, CUDA, m) {
   m.impl("compose", TORCH_BOX(&compose<Cuda>));
   m.impl("exponential", TORCH_BOX(&exponential<Cuda>));
   m.impl("gaussian", TORCH_BOX(&gaussian<Cuda>));
-  m.impl("lncc", TORCH_BOX(&lncc<Cuda>));
-  m.impl("lncc_gradient", TORCH_BOX(&lncc_gradient<Cuda>));
   m.impl("splat", TORCH_BOX(&splat<Cuda>));
   m.impl("warp", TORCH_BOX(&warp<Cuda>));
   m.impl("warp_gradient", TORCH_BOX(&warp_gradient<Cuda>));

@@ -47,6 +47,8 @@ std::tuple<Tensor, Tensor, Tensor> lncc_gradient(Tensor fixed, Tensor warped, st
   op.value = value.mutable_data_ptr();
   op.grad_fixed = need_fixed ? grad_fixed.mutable_data_ptr() : nullptr;
   op.grad_warped = need_warped ? grad_warped.mutable_data_ptr() : nullptr;
+  Tensor workspace = torch::stable::new_empty(fixed, {Backend::workspace_bytes(op)}, ScalarType::Byte);
+  op.workspace = workspace.mutable_data_ptr();
   Backend::launch(fixed, op);
   return {value, grad_fixed, grad_warped};
 }

@@ -12,12 +12,13 @@
 // added up window by window and never subtracted from: coefficients differ by many orders between flat and textured
 // places, and what a running sum loses beside a large one would stay lost. Either way no voxel's bits depend on where a
 // slab begins.
+#include "core/lncc.h"
+
 #include <cstdint>
 #include <memory>
 #include <type_traits>
 #include <utility>
 
-#include "core/lncc.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 
@@ -151,13 +152,26 @@ class Slab {
 
  public:
   Slab(const Axis (&axes)[3], double epsilon)
-      : planes_(axes[0]), rows_(axes[1]), columns_(axes[2]), epsilon_(epsilon),
-        lead_((columns_.radius + 15) / 16 * 16), stride_(lead_ + (columns_.size + columns_.radius + 15) / 16 * 16),
-        sums_(rows_.size * moments * stride_), band_(moments * stride_), windows_(moments * columns_.size),
-        scratch_(2 * stride_), values_(columns_.size), inverse_count_(columns_.size), fixed_outside_(columns_.size),
-        warped_outside_(columns_.size), mask_outside_(columns_.size), coefficients_(gradients ? fields * stride_ : 0),
-        field_scratch_(2 * stride_), row_ring_(gradients ? rows_.window() * field_row() : 0),
-        plane_ring_(gradients ? planes_.window() * rows_.size * field_row() : 0), box_(field_row()) {
+      : planes_(axes[0]),
+        rows_(axes[1]),
+        columns_(axes[2]),
+        epsilon_(epsilon),
+        lead_((columns_.radius + 15) / 16 * 16),
+        stride_(lead_ + (columns_.size + columns_.radius + 15) / 16 * 16),
+        sums_(rows_.size * moments * stride_),
+        band_(moments * stride_),
+        windows_(moments * columns_.size),
+        scratch_(2 * stride_),
+        values_(columns_.size),
+        inverse_count_(columns_.size),
+        fixed_outside_(columns_.size),
+        warped_outside_(columns_.size),
+        mask_outside_(columns_.size),
+        coefficients_(gradients ? fields * stride_ : 0),
+        field_scratch_(2 * stride_),
+        row_ring_(gradients ? rows_.window() * field_row() : 0),
+        plane_ring_(gradients ? planes_.window() * rows_.size * field_row() : 0),
+        box_(field_row()) {
     for (std::int64_t x = 0; x < columns_.size; ++x) inverse_count_.data()[x] = 1.0 / double(columns_.count(x));
   }
 
@@ -317,9 +331,9 @@ class Slab {
   const std::int64_t lead_, stride_;  // rows that windows slide along have zeros on either side
   Images<T> images_{};
   Sample sample_{};
-  Buffer<double> sums_;           // [rows, moments, stride]: summed along axis 0
-  Buffer<double> band_;           // [moments, stride]: and along axis 1
-  Buffer<double> windows_;        // [moments, columns]: and along axis 2
+  Buffer<double> sums_;     // [rows, moments, stride]: summed along axis 0
+  Buffer<double> band_;     // [moments, stride]: and along axis 1
+  Buffer<double> windows_;  // [moments, columns]: and along axis 2
   Buffer<double> scratch_, values_, inverse_count_;
   Buffer<T> fixed_outside_, warped_outside_;  // a row that adds nothing to any sum
   Buffer<std::uint8_t> mask_outside_;
@@ -353,7 +367,8 @@ void correlate_images(const Lncc& op, const Executor& executor) {
   parallel_for(executor, op.batch, 1, [&](auto begin, auto end) {
     for (std::int64_t n = begin; n < end; ++n) {
       images[n] = {{at(static_cast<const T*>(op.fixed), n), at(static_cast<const T*>(op.warped), n), at(op.mask, n)},
-                   at(static_cast<T*>(op.grad_fixed), n), at(static_cast<T*>(op.grad_warped), n)};
+                   at(static_cast<T*>(op.grad_fixed), n),
+                   at(static_cast<T*>(op.grad_warped), n)};
       samples[n] = examine(images[n], voxels);
     }
   });
