@@ -166,7 +166,7 @@ struct Executor {
 
 /// Every operation the CPU kernels implement, for the files that have to name them all.
 #define DEQREG_CPU_OPERATIONS(X)                                                                        \
-  X(Splat) X(Warp) X(WarpGradient)
+  X(JacobianDeterminant) X(JacobianDeterminantGradient) X(Splat) X(Warp) X(WarpGradient)
 
 #define DEQREG_DECLARE(Op) void launch(const Op& op, const Executor& executor);
 DEQREG_CPU_OPERATIONS(DEQREG_DECLARE)
@@ -185,6 +185,8 @@ bool isa_select(Isa isa);     // false, and no change, where unsupported
 #if defined(DEQREG_WITH_CUDA)
 namespace cuda {
 
+void launch(const JacobianDeterminant& op, cudaStream_t stream);
+void launch(const JacobianDeterminantGradient& op, cudaStream_t stream);
 void launch(const Warp& op, cudaStream_t stream);
 void launch(const Splat& op, cudaStream_t stream);
 void launch(const WarpGradient& op, cudaStream_t stream);

@@ -1,6 +1,7 @@
 // The operators on the CPU, on torch's own threads.
 #include <torch/csrc/stable/library.h>
 
+#include "bindings/jacobian_determinant.h"
 #include "bindings/splat.h"
 #include "bindings/warp.h"
 
@@ -21,6 +22,8 @@ struct Cpu {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(deqreg, CPU, m) {
+  m.impl("jacobian_determinant", TORCH_BOX(&jacobian_determinant<Cpu>));
+  m.impl("jacobian_determinant_gradient", TORCH_BOX(&jacobian_determinant_gradient<Cpu>));
   m.impl("splat", TORCH_BOX(&splat<Cpu>));
   m.impl("warp", TORCH_BOX(&warp<Cpu>));
   m.impl("warp_gradient", TORCH_BOX(&warp_gradient<Cpu>));

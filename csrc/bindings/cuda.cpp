@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/macros.h>
 
+#include "bindings/jacobian_determinant.h"
 #include "bindings/splat.h"
 #include "bindings/warp.h"
 
@@ -26,6 +27,8 @@ struct Cuda {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(deqreg, CUDA, m) {
+  m.impl("jacobian_determinant", TORCH_BOX(&jacobian_determinant<Cuda>));
+  m.impl("jacobian_determinant_gradient", TORCH_BOX(&jacobian_determinant_gradient<Cuda>));
   m.impl("splat", TORCH_BOX(&splat<Cuda>));
   m.impl("warp", TORCH_BOX(&warp<Cuda>));
   m.impl("warp_gradient", TORCH_BOX(&warp_gradient<Cuda>));

@@ -2,6 +2,8 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(deqreg, m) {
+  m.def("jacobian_determinant(Tensor displacement) -> Tensor");
+  m.def("jacobian_determinant_gradient(Tensor displacement, Tensor grad) -> Tensor");
   m.def(
       "splat(Tensor values, Tensor displacement, SymInt[] shape, Tensor? affine, int interpolation, int padding, "
       "bool deterministic) -> Tensor");

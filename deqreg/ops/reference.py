@@ -73,3 +73,12 @@ def splat(
         target = index.flatten(1)[:, None].expand(-1, values.shape[1], -1)
         image = image.scatter_add(2, target, (values * weight[:, None]).flatten(2))
     return image.view(*values.shape[:2], *shape)
+
+
+def jacobian_determinant(displacement: Tensor) -> Tensor:
+    """`det(I + du/dx)` by `torch.gradient`."""
+    columns = []
+    for axis, size in enumerate(displacement.shape[2:]):
+        columns.append(torch.gradient(displacement, dim=axis + 2)[0] if size > 1 else 0 * displacement)
+    jacobian = torch.stack(columns, dim=-1).movedim(1, -2)
+    return torch.linalg.det(jacobian + torch.eye(len(columns), dtype=jacobian.dtype, device=jacobian.device))
