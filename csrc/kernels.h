@@ -80,6 +80,18 @@ struct Compose {
   void* out;          // [N, D, *inner]
 };
 
+/// out = exp(velocity): the displacement that flowing along a stationary velocity for unit time makes, by scaling and
+/// squaring, u <- compose(u, u), `steps` times from velocity / 2^steps.
+struct Exponential {
+  DType dtype;  // float32 or float64
+  std::int64_t batch;
+  std::int32_t steps;
+  Grid grid;
+  const void* velocity;  // [N, D, *S]
+  void* out;             // [N, D, *S]
+  void* workspace;       // as large as out
+};
+
 /// out = G_sigma * image along every axis, half-sample symmetric at the border, so that it is its own adjoint.
 struct Gaussian {
   DType dtype;
@@ -87,8 +99,8 @@ struct Gaussian {
   Grid grid;
   double sigma[3];  // voxels, one an axis; 0 leaves an axis as it is
   const void* image;
-  void* out;  // may not alias image
-  void* workspace;
+  void* out;        // may not alias image
+  void* workspace;  // CUDA: as large as out. The CPU kernel takes none
 };
 
 /// out(x) = det(I + du/dx) by central differences, one-sided at the border.
@@ -165,8 +177,9 @@ struct Executor {
 };
 
 /// Every operation the CPU kernels implement, for the files that have to name them all.
-#define DEQREG_CPU_OPERATIONS(X)                                                                        \
-  X(JacobianDeterminant) X(JacobianDeterminantGradient) X(Splat) X(Warp) X(WarpGradient)
+#define DEQREG_CPU_OPERATIONS(X) \
+  X(Compose) X(Exponential) X(Gaussian) X(JacobianDeterminant) X(JacobianDeterminantGradient) X(Splat) X(Warp) \
+  X(WarpGradient)
 
 #define DEQREG_DECLARE(Op) void launch(const Op& op, const Executor& executor);
 DEQREG_CPU_OPERATIONS(DEQREG_DECLARE)

@@ -1,6 +1,9 @@
 // The operators on the CPU, on torch's own threads.
 #include <torch/csrc/stable/library.h>
 
+#include "bindings/compose.h"
+#include "bindings/exponential.h"
+#include "bindings/gaussian.h"
 #include "bindings/jacobian_determinant.h"
 #include "bindings/splat.h"
 #include "bindings/warp.h"
@@ -22,6 +25,9 @@ struct Cpu {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(deqreg, CPU, m) {
+  m.impl("compose", TORCH_BOX(&compose<Cpu>));
+  m.impl("exponential", TORCH_BOX(&exponential<Cpu>));
+  m.impl("gaussian", TORCH_BOX(&gaussian<Cpu>));
   m.impl("jacobian_determinant", TORCH_BOX(&jacobian_determinant<Cpu>));
   m.impl("jacobian_determinant_gradient", TORCH_BOX(&jacobian_determinant_gradient<Cpu>));
   m.impl("splat", TORCH_BOX(&splat<Cpu>));

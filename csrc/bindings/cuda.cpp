@@ -5,6 +5,9 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/macros.h>
 
+#include "bindings/compose.h"
+#include "bindings/exponential.h"
+#include "bindings/gaussian.h"
 #include "bindings/jacobian_determinant.h"
 #include "bindings/splat.h"
 #include "bindings/warp.h"
@@ -27,6 +30,9 @@ struct Cuda {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(deqreg, CUDA, m) {
+  m.impl("compose", TORCH_BOX(&compose<Cuda>));
+  m.impl("exponential", TORCH_BOX(&exponential<Cuda>));
+  m.impl("gaussian", TORCH_BOX(&gaussian<Cuda>));
   m.impl("jacobian_determinant", TORCH_BOX(&jacobian_determinant<Cuda>));
   m.impl("jacobian_determinant_gradient", TORCH_BOX(&jacobian_determinant_gradient<Cuda>));
   m.impl("splat", TORCH_BOX(&splat<Cuda>));

@@ -2,6 +2,9 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(deqreg, m) {
+  m.def("compose(Tensor outer, Tensor inner) -> Tensor");
+  m.def("exponential(Tensor velocity, int steps) -> Tensor");
+  m.def("gaussian(Tensor image, float[] sigma) -> Tensor");
   m.def("jacobian_determinant(Tensor displacement) -> Tensor");
   m.def("jacobian_determinant_gradient(Tensor displacement, Tensor grad) -> Tensor");
   m.def(

@@ -12,6 +12,9 @@ namespace deqreg::cpu::DEQREG_ISA {
 // Cells of 128 voxels take 15 KiB in float: they stay in the first-level cache beside the image rows they point into.
 constexpr std::int32_t tile_voxels = 128;
 
+// Fewer voxels than this a thread are not worth waking one.
+constexpr std::int64_t grain_voxels = 16384;
+
 /// Where one output row lies and what it samples.
 template <int D, class T>
 struct SampledRow {
@@ -102,6 +105,23 @@ inline void fill_tile(SampledRow<D, T> row, std::int32_t begin, std::int32_t cou
     tile.offset[j] = offset;
     tile.weight[j] = weight;
   }
+}
+
+template <int D, class T, class Index>
+inline void pull(const LinearTile<D, T, Index>& tile, std::int32_t count, const T* image, T* out) {
+#pragma GCC ivdep
+  for (std::int32_t j = 0; j < count; ++j) {
+    core::LinearAxis<T> axes[D];
+    tile.axes(j, axes);
+    out[j] = core::blend<-1, D>(image, tile.offset[j], tile.stride, axes);
+  }
+}
+
+template <int D, class T, class Index>
+inline void pull(const NearestTile<D, T, Index>& tile, std::int32_t count, const T* image, T* out) {
+#pragma GCC ivdep
+  for (std::int32_t j = 0; j < count; ++j)
+    out[j] = tile.weight[j] > T(0) ? image[tile.offset[j]] : T(0);
 }
 
 /// Calls visit(row, batch, row_offset, length) for rows [begin, end) of the output grid, row_offset in voxels.

@@ -24,7 +24,7 @@ struct Slab {
 template <int D, class T, class Index, Padding padding, bool affine, class Tile>
 void find_bounds(const Splat& op, const Executor& executor, Bounds<Index>* bounds) {
   const std::int64_t length = op.out_grid.size[D - 1], rows = op.out_grid.voxels() / length;
-  parallel_for(executor, op.batch * rows, 1 + 16384 / length, [&](auto begin, auto end) {
+  parallel_for(executor, op.batch * rows, 1 + grain_voxels / length, [&](auto begin, auto end) {
     Tile tile;
     fill_strides(op.image_grid, tile.stride);
     for_rows<D, T>(op, begin, end, [&](const auto& row, std::int64_t batch, std::int64_t offset, std::int32_t size) {
@@ -81,7 +81,7 @@ void splat_planes(const Splat& op, const Executor& executor) {
   const std::int64_t image_voxels = op.image_grid.voxels(), plane = image_voxels / op.image_grid.size[0];
   const std::unique_ptr<Bounds<Index>[]> bounds(new Bounds<Index>[op.batch * rows]);
   find_bounds<D, T, Index, padding, affine, Tile>(op, executor, bounds.get());
-  parallel_for(executor, op.image_grid.size[0], 1 + 16384 / plane, [&](auto begin, auto end) {
+  parallel_for(executor, op.image_grid.size[0], 1 + grain_voxels / plane, [&](auto begin, auto end) {
     const Slab<Index> slab{static_cast<Index>(begin * plane), static_cast<Index>(end * plane),
                            static_cast<Index>(plane)};
     T* const images = static_cast<T*>(op.image);

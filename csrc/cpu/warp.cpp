@@ -6,26 +6,6 @@
 namespace deqreg::cpu::DEQREG_ISA {
 namespace {
 
-// Rows are short; fewer than this many voxels a thread are not worth waking one.
-constexpr std::int64_t grain_voxels = 16384;
-
-template <int D, class T, class Index>
-void pull_linear(const LinearTile<D, T, Index>& tile, std::int32_t count, const T* image, T* out) {
-#pragma GCC ivdep
-  for (std::int32_t j = 0; j < count; ++j) {
-    core::LinearAxis<T> axes[D];
-    tile.axes(j, axes);
-    out[j] = core::blend<-1, D>(image, tile.offset[j], tile.stride, axes);
-  }
-}
-
-template <int D, class T, class Index>
-void pull_nearest(const NearestTile<D, T, Index>& tile, std::int32_t count, const T* image, T* out) {
-#pragma GCC ivdep
-  for (std::int32_t j = 0; j < count; ++j)
-    out[j] = tile.weight[j] > T(0) ? image[tile.offset[j]] : T(0);
-}
-
 template <int Axis, int D, class T, class Index>
 void add_slope(const LinearTile<D, T, Index>& tile, std::int32_t count, const T* image, const T* values, T* out) {
 #pragma GCC ivdep
@@ -36,8 +16,8 @@ void add_slope(const LinearTile<D, T, Index>& tile, std::int32_t count, const T*
   }
 }
 
-template <int D, class T, class Index, Padding padding, bool affine, class Tile, class Pull>
-void warp_rows(const Warp& op, const Executor& executor, const Pull& pull) {
+template <int D, class T, class Index, Padding padding, bool affine, class Tile>
+void warp_rows(const Warp& op, const Executor& executor) {
   const std::int64_t length = op.out_grid.size[D - 1], voxels = op.out_grid.voxels();
   const std::int64_t image_voxels = op.image_grid.voxels();
   parallel_for(executor, op.batch * voxels / length, 1 + grain_voxels / length, [&](auto begin, auto end) {
@@ -94,9 +74,9 @@ void launch(const Warp& op, const Executor& executor) {
     constexpr int D = dims;
     select_sampling(op.sampling, [&](auto padding, auto affine) {
       if (op.sampling.interpolation == Interpolation::linear)
-        warp_rows<D, T, Index, padding, affine, LinearTile<D, T, Index>>(op, executor, pull_linear<D, T, Index>);
+        warp_rows<D, T, Index, padding, affine, LinearTile<D, T, Index>>(op, executor);
       else
-        warp_rows<D, T, Index, padding, affine, NearestTile<D, T, Index>>(op, executor, pull_nearest<D, T, Index>);
+        warp_rows<D, T, Index, padding, affine, NearestTile<D, T, Index>>(op, executor);
     });
   });
 }

@@ -1,7 +1,10 @@
 """Stateless operators on tensors, one a file; `deqreg.ops.reference` has each in ten lines of plain torch."""
 
+from deqreg.ops.compose import compose
+from deqreg.ops.exponential import exponential
+from deqreg.ops.gaussian import gaussian
 from deqreg.ops.jacobian_determinant import jacobian_determinant
 from deqreg.ops.splat import splat
 from deqreg.ops.warp import warp
 
-__all__ = ["jacobian_determinant", "splat", "warp"]
+__all__ = ["compose", "exponential", "gaussian", "jacobian_determinant", "splat", "warp"]

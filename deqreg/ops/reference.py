@@ -6,6 +6,7 @@ Arguments are those of the operator of the same name. Nothing outside the tests 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -73,6 +74,33 @@ def splat(
         target = index.flatten(1)[:, None].expand(-1, values.shape[1], -1)
         image = image.scatter_add(2, target, (values * weight[:, None]).flatten(2))
     return image.view(*values.shape[:2], *shape)
+
+
+def compose(outer: Tensor, inner: Tensor) -> Tensor:
+    """`b(x) + a(x + b(x))`."""
+    return inner + warp(outer, inner)
+
+
+def exponential(velocity: Tensor, steps: int = 7) -> Tensor:
+    """Scaling and squaring."""
+    displacement = velocity / 2**steps
+    for _ in range(steps):
+        displacement = compose(displacement, displacement)
+    return displacement
+
+
+def gaussian(image: Tensor, sigma: float | Sequence[float]) -> Tensor:
+    """A dense matrix an axis: row `x` holds the taps around `x`, mirrored at the faces."""
+    dims = image.ndim - 2
+    for axis, s in enumerate([sigma] * dims if isinstance(sigma, (int, float)) else sigma):
+        size, radius = image.shape[axis + 2], math.ceil(3 * s)
+        taps = [math.exp(-0.5 * (k / s) ** 2) if s else 1.0 for k in range(-radius, radius + 1)]
+        matrix = image.new_zeros(size, size)
+        for x, k in itertools.product(range(size), range(-radius, radius + 1)):
+            mirrored = (x + k) % (2 * size)
+            matrix[x, min(mirrored, 2 * size - 1 - mirrored)] += taps[k + radius] / sum(taps)
+        image = torch.movedim(torch.movedim(image, axis + 2, -1) @ matrix.T, -1, axis + 2)
+    return image
 
 
 def jacobian_determinant(displacement: Tensor) -> Tensor:

@@ -1,0 +1,50 @@
+"""Files: NIfTI volumes, ITK/ANTs transforms and landmarks. Nothing here computes a registration."""
+
+from deqreg.io.affines import read_affine, write_affine
+from deqreg.io.files import replacing
+from deqreg.io.landmarks import (
+    check_landmarks_inside,
+    read_landmark_pair,
+    read_landmarks,
+    write_landmarks,
+)
+from deqreg.io.transforms import (
+    DisplacementField,
+    read_displacement,
+    read_transform,
+    voxel_map,
+    world_displacement,
+    write_displacement,
+)
+from deqreg.io.volumes import (
+    Volume,
+    check_same_grid,
+    grid_matrix,
+    read_image,
+    read_labels,
+    read_mask,
+    write_volume,
+)
+
+__all__ = [
+    "DisplacementField",
+    "Volume",
+    "check_landmarks_inside",
+    "check_same_grid",
+    "grid_matrix",
+    "read_affine",
+    "read_displacement",
+    "read_image",
+    "read_labels",
+    "read_landmark_pair",
+    "read_landmarks",
+    "read_mask",
+    "read_transform",
+    "replacing",
+    "voxel_map",
+    "world_displacement",
+    "write_affine",
+    "write_displacement",
+    "write_landmarks",
+    "write_volume",
+]

@@ -1,0 +1,174 @@
+"""Getting arrays out of NIfTI files, and files onto the disk whole or not at all."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import uuid
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.imageglobals import logger as nibabel_logger
+from nibabel.spatialimages import HeaderDataError, HeaderTypeError
+from nibabel.wrapstruct import WrapStructError
+
+_NOT_AN_IMAGE = (ImageFileError, HeaderDataError, HeaderTypeError, WrapStructError)
+_DAMAGED = (EOFError, zlib.error, OSError, OverflowError, MemoryError, ValueError)
+# The header's codes for metres and micrometres: ITK converts them to millimetres and nibabel does not.
+_MILLIMETRES = {1: 1e3, 3: 1e-3}
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary name beside `path`, and rename it to `path` when the block ends without an error.
+
+    A reader of `path` sees the old file or the whole new one, never a part. The temporary name keeps the suffixes,
+    because nibabel chooses the format by them.
+
+    Args:
+        path: the file to be written or replaced. Its folder must exist.
+
+    Yields:
+        The name to write to, in the same folder.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "note.txt"
+        >>> with replacing(target) as temporary:
+        ...     _ = temporary.write_text("whole")
+        >>> target.read_text()
+        'whole'
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{uuid.uuid4().hex[:12]}.{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_nifti(source: Any, role: str) -> tuple[nib.Nifti1Pair | nib.MGHImage, np.ndarray, np.ndarray, str]:
+    """Open an image, read all of its data, and say in one line what is wrong when that fails.
+
+    Args:
+        source: the path of a NIfTI file (or FreeSurfer's .mgz), or a nibabel image of those types.
+        role: what the image is to the caller, such as "fixed image"; error messages begin with it.
+
+    Returns:
+        The nibabel image; its scaled values as a fresh, C-ordered float32 array of the shape on file; the [4, 4] affine
+        from voxels to RAS millimetres; and the name that messages should use.
+
+    Raises:
+        ValueError: no such file, not an image, cut off or damaged, colour or complex values, no usable affine.
+
+    Example:
+        >>> image = nib.Nifti1Image(np.ones((4, 5, 6), np.int16), np.diag([2.0, 2, 2, 1]))
+        >>> _, array, affine, name = load_nifti(image, "fixed image")
+        >>> array.dtype, array.shape, float(affine[0, 0]), name
+        (dtype('float32'), (4, 5, 6), 2.0, 'fixed image')
+    """
+    name, image = role, source
+    if isinstance(source, str | os.PathLike):
+        name = f"{role} {os.fspath(source)}"
+        with _quiet_nibabel():
+            image = _open(Path(source), name)
+    elif isinstance(source, nib.Nifti1Pair | nib.MGHImage) and source.get_filename():
+        name = f"{role} {source.get_filename()}"
+    if not isinstance(image, nib.Nifti1Pair | nib.MGHImage):
+        raise ValueError(f"{name}: must be a NIfTI volume (.nii or .nii.gz), got {type(image).__name__}")
+    _check_values_are_real(image, name)
+    try:
+        array = np.array(np.asanyarray(image.dataobj, dtype=np.float32), order="C")
+    except _DAMAGED as error:
+        raise ValueError(f"{name}: cut off or damaged, its data cannot be read; copy or convert it again") from error
+    return image, array, _affine(image, name), name
+
+
+@contextmanager
+def _quiet_nibabel() -> Iterator[None]:
+    """Keep nibabel from logging a header's faults beside the one line that is raised for them."""
+    # nibabel's own LoggingOutputSuppressor hands the lines to Python's handler of last resort, which prints them
+    before, nibabel_logger.disabled = nibabel_logger.disabled, True
+    try:
+        yield
+    finally:
+        nibabel_logger.disabled = before
+
+
+def _open(path: Path, name: str) -> Any:
+    """Return the nibabel image at `path`, gzip checksums verified."""
+    if path.is_dir():
+        raise ValueError(f"{name}: is a folder; give one NIfTI file (dcm2niix makes one of a DICOM series)")
+    if not path.exists():
+        raise ValueError(f"{name}: no such file")
+    try:
+        if not path.name.endswith(".nii.gz"):
+            return nib.load(path)
+        packed = path.read_bytes()
+        if packed.startswith(b"\x1f\x8b"):
+            return _unpack(packed)
+    except _NOT_AN_IMAGE as error:
+        raise ValueError(f"{name}: not a NIfTI volume; give a .nii or .nii.gz file") from error
+    except PermissionError as error:
+        raise ValueError(f"{name}: no permission to read it") from error
+    except _DAMAGED as error:
+        raise ValueError(f"{name}: cut off or damaged; copy or convert it again") from error
+    raise ValueError(f"{name}: not a gzip file, though its name says so; give a .nii or .nii.gz volume")
+
+
+def _unpack(packed: bytes) -> nib.Nifti1Image:
+    # nibabel stops at the last voxel and so never meets gzip's checksum: a damaged file would load as noise
+    content = gzip.decompress(packed)
+    nifti2 = int.from_bytes(content[:4], "little") == 540 or int.from_bytes(content[:4], "big") == 540
+    return (nib.Nifti2Image if nifti2 else nib.Nifti1Image).from_bytes(content)
+
+
+def _check_values_are_real(image: Any, name: str) -> None:
+    dtype = np.dtype(image.dataobj.dtype)
+    if dtype.names is not None:
+        raise ValueError(f"{name}: has colour values ({', '.join(dtype.names)}); give one number a voxel")
+    if dtype.kind == "c":
+        raise ValueError(f"{name}: has complex values; give their magnitude")
+
+
+def _affine(image: Any, name: str) -> np.ndarray:
+    """Return voxel -> RAS mm as nibabel chooses it, in millimetres whatever unit the header counts in."""
+    affine = np.array(image.affine, dtype=np.float64)
+    if not np.isfinite(affine).all():
+        raise ValueError(f"{name}: its affine has NaN or infinite entries; correct the header's sform")
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    # relative to the volume of a box with these edges, so that micrometre spacings pass
+    if abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * np.prod(spacing):
+        raise ValueError(f"{name}: singular affine, its voxel axes do not span space; correct the header's sform")
+    if isinstance(image, nib.Nifti1Pair):
+        _warn_where_itk_would_differ(image, affine, spacing, name)
+        affine[:3] *= _MILLIMETRES.get(int(image.header["xyzt_units"]) & 7, 1.0)
+    return affine
+
+
+def _warn_where_itk_would_differ(image: nib.Nifti1Pair, affine: np.ndarray, spacing: np.ndarray, name: str) -> None:
+    qform_code, sform_code = int(image.header["qform_code"]), int(image.header["sform_code"])
+    if qform_code == 0 and sform_code == 0:
+        warnings.warn(
+            f"{name}: the header has no orientation (qform and sform codes are 0); read as nibabel does, centred "
+            "and with x falling along the first axis; ITK's tools read it otherwise",
+            stacklevel=2,
+        )
+    elif qform_code > 0 and sform_code > 0:
+        extent = (*image.shape, 1, 1)[:3]
+        corners = np.array([(*corner, 1) for corner in np.ndindex(2, 2, 2)]) * (*extent, 1)
+        apart = np.linalg.norm(corners @ (image.get_qform() - affine).T, axis=1).max()
+        if apart > 0.05 * spacing.min():
+            warnings.warn(
+                f"{name}: its qform and sform disagree by up to {apart:.3g}; the sform is used, "
+                "and ITK's tools may use the qform",
+                stacklevel=2,
+            )
