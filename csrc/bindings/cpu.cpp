@@ -15,8 +15,8 @@ struct Cpu {
   template <class Op>
   static void launch(const Tensor&, const Op& op) {
     const auto spread = [](std::int64_t count, std::int64_t grain, cpu::Executor::Body body, void* context) {
-      torch::stable::parallel_for(
-          0, count, grain, [&](std::int64_t begin, std::int64_t end) { body(begin, end, context); });
+      torch::stable::parallel_for(0, count, grain,
+                                  [&](std::int64_t begin, std::int64_t end) { body(begin, end, context); });
     };
     cpu::launch(op, cpu::Executor{static_cast<int>(torch::stable::get_num_threads()), spread});
   }

@@ -35,10 +35,9 @@ Tensor jacobian_determinant_gradient(Tensor displacement, Tensor grad) {
   DEQREG_CHECK(shape_of(grad) == determinant_shape(displacement));
   check_same_device(displacement, grad);
   Tensor out = torch::stable::new_empty(displacement, shape_of(displacement));
-  Backend::launch(displacement,
-                  JacobianDeterminantGradient{dtype_of(displacement), displacement.size(0), grid,
-                                              displacement.const_data_ptr(), grad.const_data_ptr(),
-                                              out.mutable_data_ptr()});
+  Backend::launch(displacement, JacobianDeterminantGradient{dtype_of(displacement), displacement.size(0), grid,
+                                                            displacement.const_data_ptr(), grad.const_data_ptr(),
+                                                            out.mutable_data_ptr()});
   return out;
 }
 

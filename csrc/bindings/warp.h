@@ -30,9 +30,9 @@ Tensor warp_gradient(Tensor image, Tensor displacement, Tensor values, std::opti
   DEQREG_CHECK(shape_of(values) == shape_with(image.size(0), image.size(1), out_grid));
   check_same_device(image, values);
   Tensor out = torch::stable::new_empty(image, shape_of(displacement), coordinate_type(image));
-  Backend::launch(image, WarpGradient{dtype_of(image), image.size(0), image.size(1), image_grid, out_grid,
-                                      bound.sampling, image.const_data_ptr(), values.const_data_ptr(),
-                                      out.mutable_data_ptr()});
+  Backend::launch(image,
+                  WarpGradient{dtype_of(image), image.size(0), image.size(1), image_grid, out_grid, bound.sampling,
+                               image.const_data_ptr(), values.const_data_ptr(), out.mutable_data_ptr()});
   return out;
 }
 

@@ -1,5 +1,5 @@
-// Taps of a sampled Gaussian, and the boundary rule of the smoothing: half-sample symmetric (d c b a | a b c d | d c b a),
-// which makes the operator symmetric and hence its own adjoint, and leaves a constant unchanged.
+// Taps of a sampled Gaussian, and the boundary rule of the smoothing: half-sample symmetric (d c b a | a b c d | d c b
+// a), which makes the operator symmetric and hence its own adjoint, and leaves a constant unchanged.
 #pragma once
 
 #include <cmath>

@@ -3,8 +3,8 @@
 // Difference rule, numpy.gradient's: central in the interior, one-sided at the border, zero on an axis of one voxel.
 // It is written as scale * (u[i + above] - u[i - below]), where a neighbour that does not exist is the voxel itself.
 //
-// Its adjoint reads the same two neighbours of voxel i. Away from the border they are the voxels whose derivatives use i.
-// At the border the missing neighbour's place is taken by i itself, whose one-sided difference uses i as well:
+// Its adjoint reads the same two neighbours of voxel i. Away from the border they are the voxels whose derivatives use
+// i. At the border the missing neighbour's place is taken by i itself, whose one-sided difference uses i as well:
 //
 //   voxel read by the derivative at 0: {0, 1}, at 1: {0, 2}, at 2: {1, 3}, ...
 //   so voxel 0 collects from 0 (in place of -1) and 1, voxel 1 from 0 and 2, voxel 2 from 1 and 3, ...
@@ -18,8 +18,8 @@ namespace deqreg::core {
 
 template <class T>
 struct Difference {
-  std::int32_t below, above;      // distances to the two voxels that are read, 0 or 1
-  T scale;                        // of their difference
+  std::int32_t below, above;       // distances to the two voxels that are read, 0 or 1
+  T scale;                         // of their difference
   T adjoint_below, adjoint_above;  // weights with which the derivatives at those two voxels use this one
 };
 

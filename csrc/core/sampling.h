@@ -61,7 +61,8 @@ DEQREG_INLINE LinearAxis<T> linear_axis(T x, std::int32_t size) {
     axis.lower = hat(offset);
     axis.upper = has_upper * hat(offset - T(1));
     // the hat rises on [-1, 0) and falls on [0, 1)
-    axis.slope_lower = (offset >= T(-1) && offset < T(0) ? T(1) : T(0)) - (offset >= T(0) && offset < T(1) ? T(1) : T(0));
+    axis.slope_lower =
+        (offset >= T(-1) && offset < T(0) ? T(1) : T(0)) - (offset >= T(0) && offset < T(1) ? T(1) : T(0));
     axis.slope_upper =
         has_upper * ((offset >= T(0) && offset < T(1) ? T(1) : T(0)) - (offset >= T(1) && offset < T(2) ? T(1) : T(0)));
   }

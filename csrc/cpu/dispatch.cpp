@@ -77,13 +77,13 @@ bool isa_select(Isa isa) {
 }
 
 #if defined(DEQREG_X86)
-#define DEQREG_DEFINE(Op)                                  \
-  void launch(const Op& op, const Executor& executor) {    \
-    switch (isa_selected()) {                              \
+#define DEQREG_DEFINE(Op)                                    \
+  void launch(const Op& op, const Executor& executor) {      \
+    switch (isa_selected()) {                                \
       case Isa::avx512: return avx512::launch(op, executor); \
-      case Isa::avx2: return avx2::launch(op, executor);   \
-      default: return baseline::launch(op, executor);      \
-    }                                                      \
+      case Isa::avx2: return avx2::launch(op, executor);     \
+      default: return baseline::launch(op, executor);        \
+    }                                                        \
   }
 #else
 #define DEQREG_DEFINE(Op) \

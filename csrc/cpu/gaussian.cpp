@@ -1,5 +1,5 @@
-// Gaussian smoothing in one pass over memory: each thread marches through planes of the first axis, smooths a plane along
-// its two axes while it is in cache, and keeps as many of those in a ring as the first axis has taps.
+// Gaussian smoothing in one pass over memory: each thread marches through planes of the first axis, smooths a plane
+// along its two axes while it is in cache, and keeps as many of those in a ring as the first axis has taps.
 #include "core/gaussian.h"
 
 #include <memory>
@@ -63,12 +63,12 @@ void smooth_plane(const T* plane, const Planes& grid, const Taps<T>& taps, T* pa
       padded[radius - j] = row[reflect(-j, grid.length)];
       padded[radius + grid.length - 1 + j] = row[reflect(grid.length - 1 + j, grid.length)];
     }
-    combine(taps.axis[2], grid.length, [&](std::int64_t k) { return padded + radius + k; },
-            scratch + y * grid.length);
+    combine(taps.axis[2], grid.length, [&](std::int64_t k) { return padded + radius + k; }, scratch + y * grid.length);
   }
   for (std::int64_t y = 0; y < grid.rows; ++y)
-    combine(taps.axis[1], grid.length,
-            [&](std::int64_t k) { return scratch + reflect(y + k, grid.rows) * grid.length; }, out + y * grid.length);
+    combine(
+        taps.axis[1], grid.length, [&](std::int64_t k) { return scratch + reflect(y + k, grid.rows) * grid.length; },
+        out + y * grid.length);
 }
 
 /// Planes [begin, end) of one channel.
@@ -84,8 +84,9 @@ void smooth_slab(const T* image, const Planes& grid, const Taps<T>& taps, std::i
     const std::int64_t ready = z - radius;
     if (ready < begin) continue;
     for (std::int64_t y = 0; y < grid.rows; ++y)
-      combine(taps.axis[0], grid.length, [&](std::int64_t k) { return slot(ready + k) + y * grid.length; },
-              out + ready * plane + y * grid.length);
+      combine(
+          taps.axis[0], grid.length, [&](std::int64_t k) { return slot(ready + k) + y * grid.length; },
+          out + ready * plane + y * grid.length);
   }
 }
 

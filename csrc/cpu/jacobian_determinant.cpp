@@ -1,9 +1,8 @@
 // The determinant of the Jacobian and its gradient, a row of voxels at a time. The voxels of a row share the difference
 // rules of every axis but their own, and all but the outermost share that one too: those vectorise.
-#include "core/jacobian.h"
-
 #include <type_traits>
 
+#include "core/jacobian.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 
@@ -92,17 +91,14 @@ void gradient_rows(const JacobianDeterminantGradient& op, const Executor& execut
 /// Calls body with (integral_constant<int, D>, T{}) for what the operation holds.
 template <class Op, class Body>
 void select_dims_and_dtype(const Op& op, const Body& body) {
-  const auto with_scalar = [&](auto dims) {
-    op.dtype == DType::float64 ? body(dims, double{}) : body(dims, float{});
-  };
+  const auto with_scalar = [&](auto dims) { op.dtype == DType::float64 ? body(dims, double{}) : body(dims, float{}); };
   op.grid.dims == 3 ? with_scalar(std::integral_constant<int, 3>{}) : with_scalar(std::integral_constant<int, 2>{});
 }
 
 }  // namespace
 
 void launch(const JacobianDeterminant& op, const Executor& executor) {
-  select_dims_and_dtype(
-      op, [&](auto dims, auto scalar) { determinant_rows<dims, decltype(scalar)>(op, executor); });
+  select_dims_and_dtype(op, [&](auto dims, auto scalar) { determinant_rows<dims, decltype(scalar)>(op, executor); });
 }
 
 void launch(const JacobianDeterminantGradient& op, const Executor& executor) {

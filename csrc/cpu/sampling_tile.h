@@ -18,10 +18,10 @@ constexpr std::int64_t grain_voxels = 16384;
 /// Where one output row lies and what it samples.
 template <int D, class T>
 struct SampledRow {
-  const T* displacement;        // of the row's first voxel, component stride below
-  std::int64_t component;       // voxels between displacement components
-  const T* affine;              // [D, D + 1] or null
-  std::int32_t position[D];     // of the row's first voxel
+  const T* displacement;     // of the row's first voxel, component stride below
+  std::int64_t component;    // voxels between displacement components
+  const T* affine;           // [D, D + 1] or null
+  std::int32_t position[D];  // of the row's first voxel
   std::int32_t image_size[D];
 };
 
@@ -120,8 +120,7 @@ inline void pull(const LinearTile<D, T, Index>& tile, std::int32_t count, const 
 template <int D, class T, class Index>
 inline void pull(const NearestTile<D, T, Index>& tile, std::int32_t count, const T* image, T* out) {
 #pragma GCC ivdep
-  for (std::int32_t j = 0; j < count; ++j)
-    out[j] = tile.weight[j] > T(0) ? image[tile.offset[j]] : T(0);
+  for (std::int32_t j = 0; j < count; ++j) out[j] = tile.weight[j] > T(0) ? image[tile.offset[j]] : T(0);
 }
 
 /// Calls visit(row, batch, row_offset, length) for rows [begin, end) of the output grid, row_offset in voxels.
@@ -134,8 +133,8 @@ inline void for_rows(const Op& op, std::int64_t begin, std::int64_t end, const V
     SampledRow<D, T> row;
     row.displacement = static_cast<const T*>(op.sampling.displacement) + batch * D * voxels + in_sample * length;
     row.component = voxels;
-    row.affine = op.sampling.affine == nullptr ? nullptr
-                                               : static_cast<const T*>(op.sampling.affine) + batch * D * (D + 1);
+    row.affine =
+        op.sampling.affine == nullptr ? nullptr : static_cast<const T*>(op.sampling.affine) + batch * D * (D + 1);
     row.position[D - 1] = 0;
     row.position[D - 2] = static_cast<std::int32_t>(in_sample % op.out_grid.size[D - 2]);
     if constexpr (D == 3) row.position[0] = static_cast<std::int32_t>(in_sample / op.out_grid.size[1]);

@@ -1,6 +1,6 @@
-// Splat: each thread owns a slab of image planes and adds, in the order of the output voxels, what falls into it. No two
-// threads write one voxel, and the order of additions does not depend on how the planes were shared out: the result is
-// the same bits at any number of threads. Rows of output voxels that miss a slab are passed over by their bounds.
+// Splat: each thread owns a slab of image planes and adds, in the order of the output voxels, what falls into it. No
+// two threads write one voxel, and the order of additions does not depend on how the planes were shared out: the result
+// is the same bits at any number of threads. Rows of output voxels that miss a slab are passed over by their bounds.
 #include <memory>
 
 #include "cpu/isa.h"

@@ -87,9 +87,8 @@ void launch(const WarpGradient& op, const Executor& executor) {
     using T = decltype(scalar);
     using Index = decltype(index);
     constexpr int D = dims;
-    select_sampling(op.sampling, [&](auto padding, auto affine) {
-      gradient_rows<D, T, Index, padding, affine>(op, executor);
-    });
+    select_sampling(op.sampling,
+                    [&](auto padding, auto affine) { gradient_rows<D, T, Index, padding, affine>(op, executor); });
   });
 }
 

@@ -28,7 +28,7 @@ __device__ __forceinline__ void find_rules(const Tiling<D>& tiling, const std::i
 template <int D, class T>
 __global__ void __launch_bounds__(block_threads)
     determinant_kernel(const T* __restrict__ u, T* __restrict__ out, Strides<D> strides, Tiling<D> tiling) {
-  for_tiles<1>(tiling, [&](std::int64_t sample, const std::int32_t(&position)[D]) {
+  for_tiles<1>(tiling, [&](std::int64_t sample, const std::int32_t (&position)[D]) {
     if (!contains(tiling, position)) return;
     core::Difference<T> rules[D];
     find_rules(tiling, position, rules);
@@ -42,7 +42,7 @@ template <int D, class T>
 __global__ void __launch_bounds__(block_threads)
     gradient_kernel(const T* __restrict__ u, const T* __restrict__ grad, T* __restrict__ out, Strides<D> strides,
                     Tiling<D> tiling) {
-  for_tiles<1>(tiling, [&](std::int64_t sample, const std::int32_t(&position)[D]) {
+  for_tiles<1>(tiling, [&](std::int64_t sample, const std::int32_t (&position)[D]) {
     if (!contains(tiling, position)) return;
     core::Difference<T> rules[D];
     find_rules(tiling, position, rules);

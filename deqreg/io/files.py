@@ -55,25 +55,24 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def load_nifti(source: Any, role: str) -> tuple[nib.Nifti1Pair | nib.MGHImage, np.ndarray, np.ndarray, str]:
-    """Open an image, read all of its data, and say in one line what is wrong when that fails.
+def open_nifti(source: Any, role: str) -> tuple[nib.Nifti1Pair | nib.MGHImage, np.ndarray, str]:
+    """Open an image without its values yet, and say in one line what is wrong when that fails.
 
     Args:
         source: the path of a NIfTI file (or FreeSurfer's .mgz), or a nibabel image of those types.
         role: what the image is to the caller, such as "fixed image"; error messages begin with it.
 
     Returns:
-        The nibabel image; its scaled values as a fresh, C-ordered float32 array of the shape on file; the [4, 4] affine
-        from voxels to RAS millimetres; and the name that messages should use.
+        The nibabel image; the [4, 4] affine from voxels to RAS millimetres; and the name that messages should use.
 
     Raises:
-        ValueError: no such file, not an image, cut off or damaged, colour or complex values, no usable affine.
+        ValueError: no such file, not an image, cut off or damaged, no usable affine.
 
     Example:
         >>> image = nib.Nifti1Image(np.ones((4, 5, 6), np.int16), np.diag([2.0, 2, 2, 1]))
-        >>> _, array, affine, name = load_nifti(image, "fixed image")
-        >>> array.dtype, array.shape, float(affine[0, 0]), name
-        (dtype('float32'), (4, 5, 6), 2.0, 'fixed image')
+        >>> _, affine, name = open_nifti(image, "fixed image")
+        >>> float(affine[0, 0]), name
+        (2.0, 'fixed image')
     """
     name, image = role, source
     if isinstance(source, str | os.PathLike):
@@ -84,12 +83,38 @@ def load_nifti(source: Any, role: str) -> tuple[nib.Nifti1Pair | nib.MGHImage, n
         name = f"{role} {source.get_filename()}"
     if not isinstance(image, nib.Nifti1Pair | nib.MGHImage):
         raise ValueError(f"{name}: must be a NIfTI volume (.nii or .nii.gz), got {type(image).__name__}")
-    _check_values_are_real(image, name)
+    return image, _affine(image, name), name
+
+
+def read_values(image: nib.Nifti1Pair | nib.MGHImage, name: str) -> np.ndarray:
+    """Read all values of an open image.
+
+    Args:
+        image: from `open_nifti`.
+        name: what messages call it.
+
+    Returns:
+        The scaled values, a fresh C-ordered float32 array of the shape on file.
+
+    Raises:
+        ValueError: cut off or damaged, colour or complex values.
+
+    Example:
+        >>> image = nib.Nifti1Image(np.ones((4, 5, 6), np.int16), np.eye(4))
+        >>> array = read_values(image, "fixed image")
+        >>> array.dtype, array.shape
+        (dtype('float32'), (4, 5, 6))
+    """
+    stored: Any = image.dataobj
+    dtype = np.dtype(stored.dtype)
+    if dtype.names is not None:
+        raise ValueError(f"{name}: has colour values ({', '.join(dtype.names)}); give one number a voxel")
+    if dtype.kind == "c":
+        raise ValueError(f"{name}: has complex values; give their magnitude")
     try:
-        array = np.array(np.asanyarray(image.dataobj, dtype=np.float32), order="C")
+        return np.array(np.asanyarray(stored, dtype=np.float32), order="C")
     except _DAMAGED as error:
         raise ValueError(f"{name}: cut off or damaged, its data cannot be read; copy or convert it again") from error
-    return image, array, _affine(image, name), name
 
 
 @contextmanager
@@ -131,14 +156,6 @@ def _unpack(packed: bytes) -> nib.Nifti1Image:
     return (nib.Nifti2Image if nifti2 else nib.Nifti1Image).from_bytes(content)
 
 
-def _check_values_are_real(image: Any, name: str) -> None:
-    dtype = np.dtype(image.dataobj.dtype)
-    if dtype.names is not None:
-        raise ValueError(f"{name}: has colour values ({', '.join(dtype.names)}); give one number a voxel")
-    if dtype.kind == "c":
-        raise ValueError(f"{name}: has complex values; give their magnitude")
-
-
 def _affine(image: Any, name: str) -> np.ndarray:
     """Return voxel -> RAS mm as nibabel chooses it, in millimetres whatever unit the header counts in."""
     affine = np.array(image.affine, dtype=np.float64)
@@ -165,10 +182,16 @@ def _warn_where_itk_would_differ(image: nib.Nifti1Pair, affine: np.ndarray, spac
     elif qform_code > 0 and sform_code > 0:
         extent = (*image.shape, 1, 1)[:3]
         corners = np.array([(*corner, 1) for corner in np.ndindex(2, 2, 2)]) * (*extent, 1)
-        apart = np.linalg.norm(corners @ (image.get_qform() - affine).T, axis=1).max()
-        if apart > 0.05 * spacing.min():
+        apart = np.linalg.norm(corners @ (_qform(image) - affine).T, axis=1).max()
+        if not apart <= 0.05 * spacing.min():
+            how = f"disagree by up to {apart:.3g}" if np.isfinite(apart) else "disagree, for the qform is no rotation"
             warnings.warn(
-                f"{name}: its qform and sform disagree by up to {apart:.3g}; the sform is used, "
-                "and ITK's tools may use the qform",
-                stacklevel=2,
+                f"{name}: its qform and sform {how}; the sform is used, and ITK's tools may use the qform", stacklevel=2
             )
+
+
+def _qform(image: nib.Nifti1Pair) -> np.ndarray:
+    try:
+        return image.get_qform()
+    except (ValueError, HeaderDataError):  # a quaternion longer than 1, or spacings that are not positive
+        return np.full((4, 4), np.nan)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from deqreg.io.affines import read_affine
-from deqreg.io.files import load_nifti
+from deqreg.io.files import open_nifti, read_values
 from deqreg.io.volumes import grid_matrix, save_nifti
 
 _VECTOR_INTENT = 1007
@@ -156,8 +156,8 @@ def read_displacement(path: str | os.PathLike[str], role: str = "displacement") 
         >>> read_displacement(path).displacement[:, 0, 0, 0]
         tensor([1., 1., 1.])
     """
-    image, array, affine, name = load_nifti(path, role)
-    shape = array.shape
+    image, affine, name = open_nifti(path, role)
+    shape = tuple(image.shape)
     if len(shape) != 5 or shape[3] != 1 or shape[4] != (2 if shape[2] == 1 else 3):
         raise ValueError(
             f"{name}: a displacement field must have shape (X, Y, Z, 1, 3) or (X, Y, 1, 1, 2), LPS "
@@ -167,9 +167,10 @@ def read_displacement(path: str | os.PathLike[str], role: str = "displacement") 
     intent = header["intent_name"].item().decode("latin-1") if "intent_name" in header else ""
     if intent in _OTHER_FIELDS:
         raise ValueError(f"{name}: is a {_OTHER_FIELDS[intent]}; give an ITK displacement field in LPS millimetres")
+    array = read_values(image, name)
     if not np.isfinite(array).all():
         raise ValueError(f"{name}: has NaN or infinite displacements")
-    array = array.reshape(*shape[:2], shape[4]) if shape[4] == 2 else array.reshape(*shape[:3], 3)
+    array = array.reshape(*shape[: shape[4]], shape[4])
     field = np.ascontiguousarray(np.moveaxis(array, -1, 0))
     np.negative(field[:2], out=field[:2])
     return DisplacementField(torch.from_numpy(field), affine)

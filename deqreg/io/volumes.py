@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from deqreg.io.files import load_nifti, replacing
+from deqreg.io.files import open_nifti, read_values, replacing
 
 _SMALLEST_EXTENT = 4  # voxels; below this neither a pyramid nor a derivative means anything
 _LARGEST_LABEL = 2**24  # float32 holds every integer up to here
@@ -315,16 +315,16 @@ def _read(source: Source, role: str) -> Volume:
 
 
 def _from_nifti(source: Any, role: str) -> Volume:
-    image, array, affine, name = load_nifti(source, role)
-    if array.ndim == 5 and array.shape[3] == 1 and array.shape[4] > 1:
-        raise ValueError(f"{name}: is a vector field of shape {list(array.shape)}; give a scalar volume")
-    if any(extent > 1 for extent in array.shape[3:]):
-        raise ValueError(f"{name}: is a series of shape {list(array.shape)}; give one 3-D volume (X, Y, Z)")
-    array = array.reshape(array.shape[:3])
-    if array.shape[2:] == (1,):
-        array = array[:, :, 0]
-    if array.ndim < 2:
-        raise ValueError(f"{name}: must have shape (X, Y, Z) or (X, Y), got {list(array.shape)}")
+    image, affine, name = open_nifti(source, role)
+    shape = tuple(image.shape)
+    # before the values are read: a series may be many times what is expected
+    if len(shape) == 5 and shape[3] == 1 and shape[4] > 1:
+        raise ValueError(f"{name}: is a vector field of shape {list(shape)}; give a scalar volume")
+    if any(extent > 1 for extent in shape[3:]):
+        raise ValueError(f"{name}: is a series of shape {list(shape)}; give one 3-D volume (X, Y, Z)")
+    if len(shape) < 2:
+        raise ValueError(f"{name}: must have shape (X, Y, Z) or (X, Y), got {list(shape)}")
+    array = read_values(image, name).reshape(shape[:2] if shape[2:3] == (1,) else shape[:3])
     header: Any = image.header
     codes = [int(header[key]) for key in ("sform_code", "qform_code")] if isinstance(image, nib.Nifti1Pair) else []
     space = next((code for code in codes if code > 0), 1)

@@ -38,9 +38,9 @@ def test_opposite_velocities_undo_each_other() -> None:
 
 
 def test_errors_state_the_contract() -> None:
-    with pytest.raises(ValueError, match=r"steps must be in 0 ... 30, got -1"):
+    with pytest.raises(ValueError, match="steps must be in 0"):
         ops.exponential(torch.zeros(1, 2, 4, 4), -1)
-    with pytest.raises(ValueError, match="velocity must be torch.float32, got torch.float16"):
+    with pytest.raises(ValueError, match=r"velocity must be torch\.float32, got torch\.float16"):
         ops.exponential(torch.zeros(1, 2, 4, 4).half())
 
 

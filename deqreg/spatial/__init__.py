@@ -1,0 +1,18 @@
+"""Grids in the world, resampling between them, pyramids, and affine alignment."""
+
+from deqreg.spatial.affine import AffineStage, Image, align
+from deqreg.spatial.grid import Grid
+from deqreg.spatial.pyramid import level_shape, pyramid
+from deqreg.spatial.resample import resample, resize, resize_displacement
+
+__all__ = [
+    "AffineStage",
+    "Grid",
+    "Image",
+    "align",
+    "level_shape",
+    "pyramid",
+    "resample",
+    "resize",
+    "resize_displacement",
+]

@@ -1,0 +1,87 @@
+"""Where the voxels of an image lie in the world."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A regular grid of voxels in the world.
+
+    `world = affine[:d, :d] x + affine[:d, d]`, `x` a voxel index in array order.
+
+    Args:
+        shape: voxels along each array axis, 2 or 3 of them.
+        affine: `[d + 1, d + 1]` float64, voxels to RAS millimetres.
+
+    Raises:
+        ValueError: when shape and affine disagree, or the affine has no inverse.
+
+    >>> import torch
+    >>> grid = Grid((4, 6), torch.diag(torch.tensor([2.0, 3.0, 1.0], dtype=torch.float64)))
+    >>> grid.spacing
+    (2.0, 3.0)
+    """
+
+    shape: tuple[int, ...]
+    affine: Tensor
+
+    def __post_init__(self) -> None:
+        """Check that this is a grid."""
+        dims = len(self.shape)
+        if dims not in (2, 3) or self.affine.shape != (dims + 1, dims + 1) or self.affine.dtype != torch.float64:
+            raise ValueError(
+                f"affine must be [{dims + 1}, {dims + 1}] float64 for shape {tuple(self.shape)}, "
+                f"got {list(self.affine.shape)} {self.affine.dtype}"
+            )
+        if abs(float(torch.linalg.det(self.affine[:dims, :dims]))) < 1e-12:
+            raise ValueError("affine must be invertible, got determinant 0")
+
+    @property
+    def dims(self) -> int:
+        """2 or 3."""
+        return len(self.shape)
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Millimetres between neighbouring voxels along each array axis."""
+        return tuple(float(s) for s in self.affine[: self.dims, : self.dims].norm(dim=0))
+
+    @property
+    def centre(self) -> Tensor:
+        """The middle of the grid in the world, `[d]`."""
+        return self.to_world((torch.tensor(self.shape, dtype=torch.float64) - 1)[None] / 2)[0]
+
+    def to_world(self, voxels: Tensor) -> Tensor:
+        """Points `[P, d]` from voxels to the world."""
+        return voxels.to(self.affine) @ self.affine[: self.dims, : self.dims].T + self.affine[: self.dims, self.dims]
+
+    def to_voxels(self, points: Tensor) -> Tensor:
+        """Points `[P, d]` from the world to voxels."""
+        return (points.to(self.affine) - self.affine[: self.dims, self.dims]) @ torch.linalg.inv(
+            self.affine[: self.dims, : self.dims]
+        ).T
+
+    def resized(self, shape: Sequence[int]) -> Grid:
+        """A grid of another number of voxels over the same extent, faces on faces."""
+        factor = torch.tensor([old / new for old, new in zip(self.shape, shape, strict=True)], dtype=torch.float64)
+        voxels = torch.eye(self.dims + 1, dtype=torch.float64)
+        voxels[: self.dims, : self.dims] = torch.diag(factor)
+        voxels[: self.dims, self.dims] = (factor - 1) / 2
+        return Grid(tuple(shape), self.affine @ voxels)
+
+    def padded(self, margin: Sequence[int]) -> Grid:
+        """A grid with `margin` more voxels at both ends of each axis."""
+        voxels = torch.eye(self.dims + 1, dtype=torch.float64)
+        voxels[: self.dims, self.dims] = -torch.tensor(list(margin), dtype=torch.float64)
+        return Grid(tuple(s + 2 * m for s, m in zip(self.shape, margin, strict=True)), self.affine @ voxels)
+
+    def map_to(self, other: Grid, world: Tensor | None = None) -> Tensor:
+        """The voxel map `[d, d + 1]` from this grid to another, through a world map `[d + 1, d + 1]` if given."""
+        through = self.affine if world is None else world.to(self.affine) @ self.affine
+        return (torch.linalg.inv(other.affine) @ through)[: self.dims]

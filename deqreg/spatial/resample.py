@@ -1,0 +1,106 @@
+"""Changing the grid of an image or a field."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from deqreg import ops
+from deqreg.spatial.grid import Grid
+
+_MODES = {2: "bilinear", 3: "trilinear"}
+
+
+def smoothing_for(factor: float) -> float:
+    """Standard deviation, in voxels of the finer grid, that makes its voxel as wide as one `factor` times larger.
+
+    Two Gaussians of full width 1 and `factor` at half maximum, subtracted in variance: 0.4247 sqrt(factor^2 - 1).
+    Reference: Cardoso et al., Scale factor point spread function matching, MICCAI 2015, eq. 4.
+
+    >>> round(smoothing_for(2.0), 3), smoothing_for(1.0)
+    (0.735, 0.0)
+    """
+    return math.sqrt(max(factor**2 - 1, 0.0) / (8 * math.log(2)))
+
+
+def resize(image: Tensor, shape: Sequence[int]) -> Tensor:
+    """An image on another number of voxels over the same extent, smoothed first along axes that get coarser.
+
+    Args:
+        image: `[N, C, *S]`.
+        shape: the new spatial shape.
+
+    Returns:
+        `[N, C, *shape]`, linear interpolation; the image itself where the shape is already this.
+
+    >>> import torch
+    >>> resize(torch.ones(1, 1, 8, 8), (4, 4)).shape
+    torch.Size([1, 1, 4, 4])
+    """
+    if tuple(shape) == tuple(image.shape[2:]):
+        return image
+    factors = [old / new for old, new in zip(image.shape[2:], shape, strict=True)]
+    smooth = ops.gaussian(image, [min(smoothing_for(f), 20.0) for f in factors])
+    return functional.interpolate(smooth, size=tuple(shape), mode=_MODES[image.ndim - 2], align_corners=False)
+
+
+def resize_displacement(displacement: Tensor, shape: Sequence[int]) -> Tensor:
+    """A displacement on another number of voxels over the same extent, in the new voxels.
+
+    Args:
+        displacement: `[N, d, *S]`, in voxels.
+        shape: the new spatial shape.
+
+    Returns:
+        `[N, d, *shape]`, in the new voxels.
+
+    >>> import torch
+    >>> resize_displacement(torch.ones(1, 2, 4, 4), (8, 8)).unique().tolist()
+    [2.0]
+    """
+    old = displacement.shape[2:]
+    if tuple(shape) == tuple(old):
+        return displacement
+    mode = _MODES[displacement.ndim - 2]
+    resized = functional.interpolate(displacement, size=tuple(shape), mode=mode, align_corners=False)
+    scale = torch.tensor([new / was for new, was in zip(shape, old, strict=True)], dtype=resized.dtype)
+    return resized.mul_(scale.to(resized.device).view(1, -1, *[1] * len(old)))
+
+
+def resample(
+    image: Tensor, grid: Grid, onto: Grid, world: Tensor | None = None, *, interpolation: str = "linear",
+    padding: str = "border", antialias: bool = True,
+) -> Tensor:  # fmt: skip
+    """An image on another grid of the world.
+
+    `out(x) = image(W(x))`, `x` and `W(x)` points of the world, smoothed first along axes that get coarser.
+
+    Args:
+        image: `[1, C, *S]` on `grid`.
+        grid: where the image's voxels lie.
+        onto: where the result's voxels lie.
+        world: `W`, `[d + 1, d + 1]`, RAS millimetres; the identity if not given.
+        interpolation: as in `deqreg.ops.warp`.
+        padding: as in `deqreg.ops.warp`.
+        antialias: smooth before a linear interpolation onto a coarser grid.
+
+    Returns:
+        `[1, C, *onto.shape]`.
+
+    >>> import torch
+    >>> grid = Grid((4, 4), torch.eye(3, dtype=torch.float64))
+    >>> resample(torch.ones(1, 1, 4, 4), grid, grid.resized((2, 2))).shape
+    torch.Size([1, 1, 2, 2])
+    """
+    mapping = onto.map_to(grid, world)
+    if antialias and interpolation == "linear":
+        # how many voxels of the image a step of the new grid spans, along each axis of the image
+        steps = mapping[:, : grid.dims].abs().amax(dim=1)
+        image = ops.gaussian(image, [min(smoothing_for(float(s)), 20.0) for s in steps])
+    still = image.new_zeros(image.shape[0], grid.dims, *onto.shape)
+    affine = mapping.to(image).expand(image.shape[0], -1, -1)
+    return ops.warp(image, still, affine=affine, interpolation=interpolation, padding=padding)
