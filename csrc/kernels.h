@@ -57,6 +57,7 @@ struct Splat {
   const void* values;  // [N, C, *out]
   void* image;         // [N, C, *image]
   bool deterministic;  // CUDA: the same bits from run to run, slower. The CPU kernel always is
+  void* workspace;     // CUDA: workspace_bytes(). The CPU kernel takes none
 };
 
 /// out(x) = sum_c values_c(x) grad image_c (y(x)), in the image's voxel axes: the gradient of Warp by y.
@@ -199,11 +200,16 @@ bool isa_select(Isa isa);     // false, and no change, where unsupported
 #if defined(DEQREG_WITH_CUDA)
 namespace cuda {
 
+void launch(const Compose& op, cudaStream_t stream);
+void launch(const Exponential& op, cudaStream_t stream);
+void launch(const Gaussian& op, cudaStream_t stream);
 void launch(const JacobianDeterminant& op, cudaStream_t stream);
 void launch(const JacobianDeterminantGradient& op, cudaStream_t stream);
-void launch(const Warp& op, cudaStream_t stream);
 void launch(const Splat& op, cudaStream_t stream);
+void launch(const Warp& op, cudaStream_t stream);
 void launch(const WarpGradient& op, cudaStream_t stream);
+
+std::size_t workspace_bytes(const Splat& op);
 
 }  // namespace cuda
 #endif

@@ -13,6 +13,11 @@ namespace {
 
 struct Cpu {
   template <class Op>
+  static std::int64_t workspace_bytes(const Op&) {
+    return 0;
+  }
+
+  template <class Op>
   static void launch(const Tensor&, const Op& op) {
     const auto spread = [](std::int64_t count, std::int64_t grain, cpu::Executor::Body body, void* context) {
       torch::stable::parallel_for(0, count, grain,

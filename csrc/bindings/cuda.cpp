@@ -17,6 +17,11 @@ namespace {
 
 struct Cuda {
   template <class Op>
+  static std::int64_t workspace_bytes(const Op& op) {
+    return static_cast<std::int64_t>(cuda::workspace_bytes(op));
+  }
+
+  template <class Op>
   static void launch(const Tensor& on, const Op& op) {
     const auto device = static_cast<torch::stable::accelerator::DeviceIndex>(on.get_device());
     const torch::stable::accelerator::DeviceGuard guard(device);

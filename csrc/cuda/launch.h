@@ -17,6 +17,7 @@ namespace deqreg::cuda {
 constexpr int block_threads = 256;
 constexpr int warp_lanes = 32;
 constexpr int block_warps = block_threads / warp_lanes;
+constexpr std::int64_t max_blocks_x = (std::int64_t{1} << 31) - 1, max_blocks_yz = 65535;  // of a launch
 
 /// The type of coordinates and sums beside values stored as `Storage`.
 template <class Storage>
@@ -61,19 +62,27 @@ inline std::int64_t at_most(std::int64_t value, std::int64_t limit) { return val
 
 inline std::int64_t divide_up(std::int64_t value, std::int64_t by) { return (value + by - 1) / by; }
 
-/// Runs a kernel. Nothing waits for it.
+/// Runs a kernel with `shared_bytes` of dynamic shared memory. Nothing waits for it.
 template <class... Parameters, class... Arguments>
-void run(cudaStream_t stream, dim3 blocks, dim3 threads, void (*kernel)(Parameters...), Arguments... arguments) {
+void run_shared(cudaStream_t stream, dim3 blocks, dim3 threads, std::size_t shared_bytes,
+                void (*kernel)(Parameters...), Arguments... arguments) {
   cudaLaunchConfig_t config{};
   config.gridDim = blocks;
   config.blockDim = threads;
+  config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
   cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
+/// Runs a kernel. Nothing waits for it.
+template <class... Parameters, class... Arguments>
+void run(cudaStream_t stream, dim3 blocks, dim3 threads, void (*kernel)(Parameters...), Arguments... arguments) {
+  run_shared(stream, blocks, threads, 0, kernel, arguments...);
+}
+
 /// Blocks for `count` elements in a grid-stride loop, see for_elements.
 inline dim3 element_blocks(std::int64_t count) {
-  return dim3(static_cast<unsigned>(at_most(divide_up(count, block_threads), (std::int64_t{1} << 31) - 1)));
+  return dim3(static_cast<unsigned>(at_most(divide_up(count, block_threads), max_blocks_x)));
 }
 
 /// Calls body(i) for every i in [0, count), neighbouring threads on neighbouring elements.
@@ -110,8 +119,8 @@ struct Tiling {
   }
 
   dim3 blocks() const {
-    return dim3(static_cast<unsigned>(at_most(per_sample(), (std::int64_t{1} << 31) - 1)),
-                static_cast<unsigned>(at_most(batch, 65535)));
+    return dim3(static_cast<unsigned>(at_most(per_sample(), max_blocks_x)),
+                static_cast<unsigned>(at_most(batch, max_blocks_yz)));
   }
 };
 
