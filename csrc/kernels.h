@@ -179,7 +179,10 @@ struct Executor {
 };
 
 /// Every operation the CPU kernels implement, for the files that have to name them all.
-#define DEQREG_CPU_OPERATIONS(X) X(Compose) X(Exponential) X(Gaussian) X(Lncc) X(Splat) X(Warp) X(WarpGradient)
+#define DEQREG_CPU_OPERATIONS(X)                                                                            \
+  X(Compose)                                                                                                \
+  X(Exponential) X(Gaussian) X(JacobianDeterminant) X(JacobianDeterminantGradient) X(Lncc) X(Splat) X(Warp) \
+      X(WarpGradient)
 
 #define DEQREG_DECLARE(Op) void launch(const Op& op, const Executor& executor);
 DEQREG_CPU_OPERATIONS(DEQREG_DECLARE)
@@ -201,6 +204,8 @@ namespace cuda {
 void launch(const Compose& op, cudaStream_t stream);
 void launch(const Exponential& op, cudaStream_t stream);
 void launch(const Gaussian& op, cudaStream_t stream);
+void launch(const JacobianDeterminant& op, cudaStream_t stream);
+void launch(const JacobianDeterminantGradient& op, cudaStream_t stream);
 void launch(const Splat& op, cudaStream_t stream);
 void launch(const Warp& op, cudaStream_t stream);
 void launch(const WarpGradient& op, cudaStream_t stream);

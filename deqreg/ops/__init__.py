@@ -3,8 +3,18 @@
 from deqreg.ops.compose import compose
 from deqreg.ops.exponential import exponential
 from deqreg.ops.gaussian import gaussian
+from deqreg.ops.jacobian_determinant import jacobian_determinant
 from deqreg.ops.lncc import lncc, lncc_gradient
 from deqreg.ops.splat import splat
 from deqreg.ops.warp import warp
 
-__all__ = ["compose", "exponential", "gaussian", "lncc", "lncc_gradient", "splat", "warp"]
+__all__ = [
+    "compose",
+    "exponential",
+    "gaussian",
+    "jacobian_determinant",
+    "lncc",
+    "lncc_gradient",
+    "splat",
+    "warp",
+]

@@ -103,6 +103,15 @@ def gaussian(image: Tensor, sigma: float | Sequence[float]) -> Tensor:
     return image
 
 
+def jacobian_determinant(displacement: Tensor) -> Tensor:
+    """`det(I + du/dx)` by `torch.gradient`."""
+    columns = []
+    for axis, size in enumerate(displacement.shape[2:]):
+        columns.append(torch.gradient(displacement, dim=axis + 2)[0] if size > 1 else 0 * displacement)
+    jacobian = torch.stack(columns, dim=-1).movedim(1, -2)
+    return torch.linalg.det(jacobian + torch.eye(len(columns), dtype=jacobian.dtype, device=jacobian.device))
+
+
 def lncc(
     fixed: Tensor, warped: Tensor, *, window: int = 9, mask: Tensor | None = None, epsilon: float = 1e-6
 ) -> Tensor:
