@@ -185,19 +185,19 @@ def _deterministic(wanted: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-def _as_source(value: Any) -> Any:
+def _as_source(value: Any, role: str) -> Any:
     """A tensor as a volume of 1 mm voxels; anything else as it is."""
-    return Volume(value.detach().float().cpu(), np.eye(4)) if isinstance(value, Tensor) else value
+    return Volume(value.detach().float().cpu(), np.eye(4), name=role) if isinstance(value, Tensor) else value
 
 
 def _read(
     fixed: Any, moving: Any, fixed_mask: Any, moving_mask: Any, fixed_labels: Any, moving_labels: Any,
     fixed_landmarks: Landmarks | None, moving_landmarks: Landmarks | None,
 ) -> _Pair:  # fmt: skip
-    f, m = io.read_image(_as_source(fixed), "fixed image"), io.read_image(_as_source(moving), "moving image")
+    f, m = (io.read_image(_as_source(s, role), role) for s, role in ((fixed, "fixed image"), (moving, "moving image")))
 
     def beside(reader: Callable[..., Volume], source: Any, image: Volume, role: str) -> Volume | None:
-        return None if source is None else reader(_as_source(source), image, role)
+        return None if source is None else reader(_as_source(source, role), image, role)
 
     if (fixed_landmarks is None) != (moving_landmarks is None):
         raise ValueError("landmarks must be given for both images, got one file")
@@ -297,11 +297,7 @@ def _initial(
     fixed, moving = images
     dims = fixed.grid.dims
     if isinstance(start, DisplacementField):
-        known = Grid(tuple(start.displacement.shape[1:]), torch.from_numpy(io.grid_matrix(start.affine, dims)))
-        on_grid = resample(start.displacement[None], known, fixed.grid, antialias=False)
-        to_voxels = torch.linalg.inv(fixed.grid.affine[:dims, :dims]).to(on_grid)
-        in_voxels = torch.einsum("ab,nb...->na...", to_voxels, on_grid)
-        return torch.eye(dims + 1, dtype=torch.float64), in_voxels.to(fixed.data.device)
+        return _split_field(start, fixed.grid, fixed.data.device)
     if isinstance(start, np.ndarray):
         return torch.from_numpy(start), None
 
@@ -310,6 +306,28 @@ def _initial(
             progress(Progress(f"affine: {degrees}", 1, 1, None, similarity, fixed.grid.shape))
 
     return align(fixed, moving, preset.affine, window=preset.affine_window, progress=report), None
+
+
+def _split_field(start: DisplacementField, grid: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
+    """A field as the affine world map nearest to it, and what is left, in voxels of the grid.
+
+    The update smooths its state with mirrored faces, which would bend the affine part there.
+    """
+    dims = grid.dims
+    known = Grid(tuple(start.displacement.shape[1:]), torch.from_numpy(io.grid_matrix(start.affine, dims)))
+    on_grid = resample(start.displacement[None], known, grid, antialias=False)[0].double().flatten(1)
+    voxels = torch.cartesian_prod(*[torch.arange(n, dtype=torch.float64) for n in grid.shape])
+    points = grid.to_world(voxels)
+    homogeneous = torch.cat([points, torch.ones(len(points), 1, dtype=torch.float64)], dim=1)
+    moved = points + on_grid.T
+    world = torch.eye(dims + 1, dtype=torch.float64)
+    centred = homogeneous - torch.cat([grid.centre, torch.zeros(1, dtype=torch.float64)])  # scanners lie metres off
+    fit = torch.linalg.solve(centred.T @ centred, centred.T @ moved).T
+    world[:dims, :dims] = fit[:, :dims]
+    world[:dims, dims] = fit[:, dims] - fit[:, :dims] @ grid.centre
+    before_affine = (moved - world[:dims, dims]) @ torch.linalg.inv(world[:dims, :dims]).T
+    left = (grid.to_voxels(before_affine) - voxels).T.reshape(1, dims, *grid.shape)
+    return world, left.float().to(device)
 
 
 def _solve_level(

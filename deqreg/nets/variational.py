@@ -34,7 +34,10 @@ class Lncc:
 
     def value_and_gradient(self, fixed: Tensor, warped: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """The similarity `[N]` and the gradient of its sum over voxels, `[N, 1, *S]`."""
-        value, gradient = ops.lncc_gradient(fixed, warped, window=self.window, mask=mask, epsilon=self.epsilon)
+        noise = self.epsilon  # shared, so that equal images pull at nothing
+        value, gradient = ops.lncc_gradient(
+            fixed, warped, window=self.window, mask=mask, epsilon=noise, shared=noise
+        )
         counted = fixed[0].numel() if mask is None else mask.flatten(1).sum(1).view(-1, *[1] * (fixed.ndim - 1))
         return value, gradient * counted
 
