@@ -206,10 +206,12 @@ void launch(const Exponential& op, cudaStream_t stream);
 void launch(const Gaussian& op, cudaStream_t stream);
 void launch(const JacobianDeterminant& op, cudaStream_t stream);
 void launch(const JacobianDeterminantGradient& op, cudaStream_t stream);
+void launch(const Lncc& op, cudaStream_t stream);
 void launch(const Splat& op, cudaStream_t stream);
 void launch(const Warp& op, cudaStream_t stream);
 void launch(const WarpGradient& op, cudaStream_t stream);
 
+std::size_t workspace_bytes(const Lncc& op);
 std::size_t workspace_bytes(const Splat& op);
 
 }  // namespace cuda

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -25,6 +27,11 @@ def sample(name: str, shape: tuple[int, ...], window: int, *, mask: bool = False
     return Sample(name, (fixed.requires_grad_(needs != "warped"), warped.requires_grad_(needs != "fixed")), kwargs)
 
 
+def summed(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Sums over voxels in place of means: gradients of the order of one, which tolerances are meant for."""
+    return lambda fixed, warped, **kwargs: function(fixed, warped, **kwargs) * fixed[0].numel()
+
+
 SAMPLES = [
     sample("2-D", (7, 9), 5),
     sample("3-D", (6, 5, 7), 3),
@@ -44,13 +51,13 @@ LINE = sample("one voxel along two axes", (1, 6, 1), 3)
 
 @pytest.mark.parametrize("s", [*SAMPLES, LINE], ids=str)
 def test_matches_reference(s: Sample, instruction_set: str) -> None:
-    assert_matches_reference(ops.lncc, reference.lncc, s, 1e-12)
+    assert_matches_reference(summed(ops.lncc), summed(reference.lncc), s, 1e-12)
 
 
 @pytest.mark.parametrize("s", SAMPLES, ids=str)
 def test_single_precision(s: Sample, instruction_set: str) -> None:
     # variances of about 1 from a few voxels: float32's 1e-7 times the spread of the coefficients
-    assert_matches_reference(ops.lncc, reference.lncc, s.to(dtype=torch.float32), 2e-5)
+    assert_matches_reference(summed(ops.lncc), summed(reference.lncc), s.to(dtype=torch.float32), 2e-5)
 
 
 @pytest.mark.parametrize("s", [*SAMPLES[:8], LINE], ids=str)
@@ -239,8 +246,9 @@ def test_errors_state_the_contract(fixed: Tensor, warped: Tensor, kwargs: dict, 
 @pytest.mark.cuda
 @pytest.mark.parametrize("s", SAMPLES, ids=str)
 def test_cuda_matches_reference(s: Sample) -> None:
-    assert_matches_reference(ops.lncc, reference.lncc, s.to(device="cuda"), 1e-12)
-    assert_matches_reference(ops.lncc, reference.lncc, s.to(device="cuda", dtype=torch.float32), 2e-5)
+    assert_matches_reference(summed(ops.lncc), summed(reference.lncc), s.to(device="cuda"), 1e-12)
+    # sums of squares are float there, and under the mask some windows hold two or three voxels of almost one intensity
+    assert_matches_reference(summed(ops.lncc), summed(reference.lncc), s.to(device="cuda", dtype=torch.float32), 1e-3)
 
 
 @pytest.mark.cuda
