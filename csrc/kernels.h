@@ -152,13 +152,14 @@ struct CorrelationGradient {
   bool deterministic;        // as in Splat
 };
 
-/// value = mean over x of cov(x)^2 / ((var_fixed(x) + e) (var_warped(x) + e)) in cubic windows clipped to image and
+/// value = mean over x of (cov(x) + s)^2 / ((var_fixed(x) + e) (var_warped(x) + e)) in cubic windows clipped to image and
 /// mask. Gradients by either image where asked for; a null output is not computed.
 struct Lncc {
   DType dtype;
   std::int64_t batch;
   std::int32_t window;  // odd edge length in voxels
   double epsilon;       // e, in squared intensities
+  double shared;        // s, added to the covariance, at most e
   Grid grid;
   const void* fixed;         // [N, 1, *S]
   const void* warped;        // [N, 1, *S]

@@ -304,8 +304,8 @@ __device__ __forceinline__ void store_coefficients(const core::LnccTerm<T>& term
 /// values[tile] = the sum of its voxels' values; fields [1 + 2 gradients, N, *S] = the coefficients.
 template <class Storage, bool masked, int gradients, class T = CoordinateOf<Storage>>
 __global__ void __launch_bounds__(block_threads, resident_blocks<T>)
-    windows_kernel(const __grid_constant__ Plan plan, Images<Storage> images, Samples samples, T epsilon, T* fields,
-                   double* values, unsigned char* scratch, std::int64_t scratch_step) {
+    windows_kernel(const __grid_constant__ Plan plan, Images<Storage> images, Samples samples, T epsilon, T shared,
+                   T* fields, double* values, unsigned char* scratch, std::int64_t scratch_step) {
   extern __shared__ __align__(16) unsigned char shared_bytes[];
   unsigned char* const sums = scratch == nullptr ? shared_bytes : scratch + blockIdx.x * scratch_step;
   constexpr int moments = GatherMoments<masked, Storage, T>::count;
@@ -333,7 +333,7 @@ __global__ void __launch_bounds__(block_threads, resident_blocks<T>)
           m.fixed_variance = sum[2] * m.inverse_count - m.fixed * m.fixed;
           m.warped_variance = sum[3] * m.inverse_count - m.warped * m.warped;
           m.covariance = sum[4] * m.inverse_count - m.fixed * m.warped;
-          const auto term = core::lncc_term(m, epsilon);
+          const auto term = core::lncc_term(m, epsilon, shared);
           value += static_cast<double>(inside * term.value);
           store_coefficients<gradients>(term, inside, fields + start + offset, plan.batch * plan.voxels);
         });
@@ -453,7 +453,7 @@ void correlate(const Lncc& op, cudaStream_t stream) {
   T* const fields = reinterpret_cast<T*>(workspace + layout.fields);
   auto* const values = reinterpret_cast<double*>(workspace + layout.values);
   run_march(stream, plan, layout.windows_scratch, workspace + layout.scratch,
-            windows_kernel<Storage, masked, gradients>, images, samples, T(op.epsilon), fields, values);
+            windows_kernel<Storage, masked, gradients>, images, samples, T(op.epsilon), T(op.shared), fields, values);
   run(stream, dim3(static_cast<unsigned>(at_most(plan.batch, max_blocks_x))), block_threads, mean_kernel<T>, plan,
       samples, values, static_cast<T*>(op.value));
   const std::int64_t step = plan.batch * plan.voxels;

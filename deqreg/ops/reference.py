@@ -113,7 +113,13 @@ def jacobian_determinant(displacement: Tensor) -> Tensor:
 
 
 def lncc(
-    fixed: Tensor, warped: Tensor, *, window: int = 9, mask: Tensor | None = None, epsilon: float = 1e-6
+    fixed: Tensor,
+    warped: Tensor,
+    *,
+    window: int = 9,
+    mask: Tensor | None = None,
+    epsilon: float = 1e-6,
+    shared: float = 0.0,
 ) -> Tensor:
     """Moments by box sums, centred by the sample's mean so that float32 does not cancel."""
     inside = torch.ones_like(fixed) if mask is None else (mask != 0).to(fixed.dtype)
@@ -135,6 +141,6 @@ def lncc(
 
     count = box(inside).clamp(min=1)
     i, j = centre(fixed), centre(warped)
-    covariance = mean(i * j) - mean(i) * mean(j)
+    covariance = mean(i * j) - mean(i) * mean(j) + shared
     variances = [(mean(a * a) - mean(a).square()).clamp(min=0) + epsilon for a in (i, j)]
     return (inside * covariance.square() / (variances[0] * variances[1]) / voxels).flatten(1).sum(1)
