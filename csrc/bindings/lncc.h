@@ -55,7 +55,8 @@ std::tuple<Tensor, Tensor, Tensor> lncc_gradient(Tensor fixed, Tensor warped, st
 }
 
 template <class Backend>
-Tensor lncc(Tensor fixed, Tensor warped, std::optional<Tensor> mask, std::int64_t window, double epsilon, double shared) {
+Tensor lncc(Tensor fixed, Tensor warped, std::optional<Tensor> mask, std::int64_t window, double epsilon,
+            double shared) {
   return std::get<0>(lncc_gradient<Backend>(fixed, warped, mask, window, epsilon, shared, false, false));
 }
 
