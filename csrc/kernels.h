@@ -152,21 +152,22 @@ struct CorrelationGradient {
   bool deterministic;        // as in Splat
 };
 
-/// value = mean over x of cov(x)^2 / ((var_fixed(x) + e) (var_warped(x) + e)) in cubic windows clipped to image and
+/// value = mean over x of (cov(x) + s)^2 / ((var_fixed(x) + e) (var_warped(x) + e)) in cubic windows clipped to image and
 /// mask. Gradients by either image where asked for; a null output is not computed.
 struct Lncc {
   DType dtype;
   std::int64_t batch;
   std::int32_t window;  // odd edge length in voxels
   double epsilon;       // e, in squared intensities
+  double shared;        // s, added to the covariance, at most e
   Grid grid;
-  const void* fixed;   // [N, 1, *S]
-  const void* warped;  // [N, 1, *S]
-  const void* mask;    // [N, 1, *S], zero outside, or null
-  void* value;         // [N]
-  void* grad_fixed;    // [N, 1, *S] or null
-  void* grad_warped;   // [N, 1, *S] or null
-  void* workspace;
+  const void* fixed;         // [N, 1, *S]
+  const void* warped;        // [N, 1, *S]
+  const std::uint8_t* mask;  // [N, 1, *S], zero outside, or null
+  void* value;               // [N], float32, or float64 with float64 images
+  void* grad_fixed;          // [N, 1, *S] or null
+  void* grad_warped;         // [N, 1, *S] or null
+  void* workspace;           // CUDA: workspace_bytes(). The CPU kernel takes none
 };
 
 namespace cpu {
@@ -179,7 +180,10 @@ struct Executor {
 };
 
 /// Every operation the CPU kernels implement, for the files that have to name them all.
-#define DEQREG_CPU_OPERATIONS(X) X(Compose) X(Exponential) X(Gaussian) X(Splat) X(Warp) X(WarpGradient)
+#define DEQREG_CPU_OPERATIONS(X)                                                                            \
+  X(Compose)                                                                                                \
+  X(Exponential) X(Gaussian) X(JacobianDeterminant) X(JacobianDeterminantGradient) X(Lncc) X(Splat) X(Warp) \
+      X(WarpGradient)
 
 #define DEQREG_DECLARE(Op) void launch(const Op& op, const Executor& executor);
 DEQREG_CPU_OPERATIONS(DEQREG_DECLARE)
@@ -201,6 +205,8 @@ namespace cuda {
 void launch(const Compose& op, cudaStream_t stream);
 void launch(const Exponential& op, cudaStream_t stream);
 void launch(const Gaussian& op, cudaStream_t stream);
+void launch(const JacobianDeterminant& op, cudaStream_t stream);
+void launch(const JacobianDeterminantGradient& op, cudaStream_t stream);
 void launch(const Splat& op, cudaStream_t stream);
 void launch(const Warp& op, cudaStream_t stream);
 void launch(const WarpGradient& op, cudaStream_t stream);

@@ -4,6 +4,8 @@
 #include "bindings/compose.h"
 #include "bindings/exponential.h"
 #include "bindings/gaussian.h"
+#include "bindings/jacobian_determinant.h"
+#include "bindings/lncc.h"
 #include "bindings/splat.h"
 #include "bindings/warp.h"
 
@@ -32,6 +34,10 @@ STABLE_TORCH_LIBRARY_IMPL(deqreg, CPU, m) {
   m.impl("compose", TORCH_BOX(&compose<Cpu>));
   m.impl("exponential", TORCH_BOX(&exponential<Cpu>));
   m.impl("gaussian", TORCH_BOX(&gaussian<Cpu>));
+  m.impl("jacobian_determinant", TORCH_BOX(&jacobian_determinant<Cpu>));
+  m.impl("jacobian_determinant_gradient", TORCH_BOX(&jacobian_determinant_gradient<Cpu>));
+  m.impl("lncc", TORCH_BOX(&lncc<Cpu>));
+  m.impl("lncc_gradient", TORCH_BOX(&lncc_gradient<Cpu>));
   m.impl("splat", TORCH_BOX(&splat<Cpu>));
   m.impl("warp", TORCH_BOX(&warp<Cpu>));
   m.impl("warp_gradient", TORCH_BOX(&warp_gradient<Cpu>));

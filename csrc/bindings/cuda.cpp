@@ -8,6 +8,7 @@
 #include "bindings/compose.h"
 #include "bindings/exponential.h"
 #include "bindings/gaussian.h"
+#include "bindings/jacobian_determinant.h"
 #include "bindings/splat.h"
 #include "bindings/warp.h"
 
@@ -37,6 +38,8 @@ STABLE_TORCH_LIBRARY_IMPL(deqreg, CUDA, m) {
   m.impl("compose", TORCH_BOX(&compose<Cuda>));
   m.impl("exponential", TORCH_BOX(&exponential<Cuda>));
   m.impl("gaussian", TORCH_BOX(&gaussian<Cuda>));
+  m.impl("jacobian_determinant", TORCH_BOX(&jacobian_determinant<Cuda>));
+  m.impl("jacobian_determinant_gradient", TORCH_BOX(&jacobian_determinant_gradient<Cuda>));
   m.impl("splat", TORCH_BOX(&splat<Cuda>));
   m.impl("warp", TORCH_BOX(&warp<Cuda>));
   m.impl("warp_gradient", TORCH_BOX(&warp_gradient<Cuda>));

@@ -2,8 +2,21 @@
 
 from deqreg.ops.compose import compose
 from deqreg.ops.exponential import exponential
-from deqreg.ops.gaussian import gaussian
+from deqreg.ops.gaussian import MAX_SIGMA, gaussian
+from deqreg.ops.jacobian_determinant import jacobian_determinant
+from deqreg.ops.lncc import lncc, lncc_gradient
 from deqreg.ops.splat import splat
-from deqreg.ops.warp import warp
+from deqreg.ops.warp import warp, warp_gradient
 
-__all__ = ["compose", "exponential", "gaussian", "splat", "warp"]
+__all__ = [
+    "MAX_SIGMA",
+    "compose",
+    "exponential",
+    "gaussian",
+    "jacobian_determinant",
+    "lncc",
+    "lncc_gradient",
+    "splat",
+    "warp",
+    "warp_gradient",
+]

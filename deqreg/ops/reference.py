@@ -101,3 +101,42 @@ def gaussian(image: Tensor, sigma: float | Sequence[float]) -> Tensor:
             matrix[x, min(mirrored, 2 * size - 1 - mirrored)] += taps[k + radius] / sum(taps)
         image = torch.movedim(torch.movedim(image, axis + 2, -1) @ matrix.T, -1, axis + 2)
     return image
+
+
+def jacobian_determinant(displacement: Tensor) -> Tensor:
+    """`det(I + du/dx)` by `torch.gradient`."""
+    columns = []
+    for axis, size in enumerate(displacement.shape[2:]):
+        columns.append(torch.gradient(displacement, dim=axis + 2)[0] if size > 1 else 0 * displacement)
+    jacobian = torch.stack(columns, dim=-1).movedim(1, -2)
+    return torch.linalg.det(jacobian + torch.eye(len(columns), dtype=jacobian.dtype, device=jacobian.device))
+
+
+def lncc(
+    fixed: Tensor,
+    warped: Tensor,
+    *,
+    window: int = 9,
+    mask: Tensor | None = None,
+    epsilon: float = 1e-6,
+    shared: float = 0.0,
+) -> Tensor:
+    """Moments by box sums, centred by the sample's mean so that float32 does not cancel."""
+    inside = torch.ones_like(fixed) if mask is None else (mask != 0).to(fixed.dtype)
+    kernel = fixed.new_ones(1, 1, *[window] * (fixed.ndim - 2))
+    convolve = torch.nn.functional.conv3d if fixed.ndim == 5 else torch.nn.functional.conv2d
+    voxels = inside.flatten(1).sum(1).clamp(min=1).view(-1, *[1] * (fixed.ndim - 1))
+
+    def centre(image: Tensor) -> Tensor:
+        image = image.where(inside > 0, 0)
+        shift = (image.detach().double() * inside).flatten(1).sum(1).view_as(voxels) / voxels
+        return (image - shift.to(image.dtype)) * inside
+
+    def mean(values: Tensor) -> Tensor:
+        return convolve(values, kernel, padding=window // 2) / count
+
+    count = convolve(inside, kernel, padding=window // 2).clamp(min=1)
+    i, j = centre(fixed), centre(warped)
+    covariance = mean(i * j) - mean(i) * mean(j) + shared
+    variances = [(mean(a * a) - mean(a).square()).clamp(min=0) + epsilon for a in (i, j)]
+    return (inside * covariance.square() / (variances[0] * variances[1]) / voxels).flatten(1).sum(1)

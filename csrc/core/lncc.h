@@ -1,0 +1,53 @@
+// Local normalised cross-correlation of one window, and what it passes to the gradients.
+//
+// With population moments over the n voxels of window i, e the additive variance, and s the part of it that the images
+// share, cov meaning covariance + s,
+//   f_i = cov^2 / ((var_fixed + e) (var_warped + e)),
+//   df_i / dwarped_j = a_i fixed_j - b_i warped_j - c_i  for every j in the window, where
+//   a = 2 cov / ((var_fixed + e) (var_warped + e)) / n,
+//   b = a cov / (var_warped + e),
+//   c = a mean_fixed - b mean_warped,
+// so that the gradient at j is fixed_j Box(a)_j - warped_j Box(b)_j - Box(c)_j. The gradient by the fixed image is the
+// same with the images exchanged. Intensities may be counted from any origin, one an image: near the intensities
+// themselves it keeps c small where a mean is large beside its deviation.
+#pragma once
+
+#include "core/macros.h"
+
+namespace deqreg::core {
+
+/// Means over one window, intensities counted from the origin.
+template <class T>
+struct LnccMoments {
+  T inverse_count;
+  T fixed, warped;  // means
+  T fixed_variance, warped_variance, covariance;
+};
+
+template <class T>
+struct LnccTerm {
+  T value;
+  T a;
+  T b_warped, c_warped;  // of the gradient by the warped image
+  T b_fixed, c_fixed;    // of the gradient by the fixed image
+};
+
+template <class T>
+DEQREG_INLINE LnccTerm<T> lncc_term(const LnccMoments<T>& m, T epsilon, T shared) {
+  const T fixed = (m.fixed_variance > T(0) ? m.fixed_variance : T(0)) + epsilon;
+  const T warped = (m.warped_variance > T(0) ? m.warped_variance : T(0)) + epsilon;
+  const T inverse = T(1) / (fixed * warped);
+  const T covariance = m.covariance + shared;
+  const T slope = covariance * inverse;
+  const T square = covariance * slope;
+  LnccTerm<T> term;
+  term.value = square < T(1) ? square : T(1);  // rounding of the variances must not carry it above
+  term.a = T(2) * slope * m.inverse_count;
+  term.b_warped = term.a * slope * fixed;
+  term.c_warped = term.a * m.fixed - term.b_warped * m.warped;
+  term.b_fixed = term.a * slope * warped;
+  term.c_fixed = term.a * m.warped - term.b_fixed * m.fixed;
+  return term;
+}
+
+}  // namespace deqreg::core
