@@ -47,7 +47,8 @@ def torch_options() -> list[str]:
     except ImportError:
         print("binding: skipped, torch is not installed")
         return []
-    libraries = [Path(path) / f"lib{name}.so" for path in library_paths() for name in ("c10", "torch", "torch_cpu")]
+    names = ("c10", "torch", "torch_cpu", "torch_cuda")
+    libraries = [Path(path) / f"lib{name}.so" for path in library_paths() for name in names]
     return [
         f"-DDEQREG_TORCH_INCLUDE={';'.join(include_paths())}",
         f"-DDEQREG_TORCH_LIBRARIES={';'.join(str(p) for p in libraries if p.exists())}",
