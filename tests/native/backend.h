@@ -1,5 +1,5 @@
-// Where a case's operations run. A backend takes inputs as doubles, stores them in the type asked for, and gives outputs
-// back as doubles, so that a case is written once for the CPU, the emulation and a GPU.
+// Where a case's operations run. A backend takes inputs as doubles, stores them in the type asked for, and gives
+// outputs back as doubles, so that a case is written once for the CPU, the emulation and a GPU.
 #pragma once
 
 #include <cstdint>
@@ -17,9 +17,7 @@ using deqreg::DType;
 using Values = std::vector<double>;
 using Bytes = std::vector<unsigned char>;
 
-inline std::size_t size_of(DType dtype) {
-  return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
-}
+inline std::size_t size_of(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
 
 /// The type of coordinates and sums beside values of `dtype`.
 inline DType coordinates_of(DType dtype) { return dtype == DType::float64 ? DType::float64 : DType::float32; }
@@ -62,8 +60,8 @@ inline Values decode(const Bytes& bytes, DType dtype) {
   return values;
 }
 
-/// The CPU kernels on threads started for each loop. What a GPU would store in half precision is float32 here, after the
-/// same rounding of the inputs.
+/// The CPU kernels on threads started for each loop. What a GPU would store in half precision is float32 here, after
+/// the same rounding of the inputs.
 class Cpu {
  public:
   explicit Cpu(int threads) { threads_ = threads; }

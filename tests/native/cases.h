@@ -93,8 +93,8 @@ Values splat(Backend& on, const Setting& s) {
   const auto count = static_cast<std::size_t>(planes * s.image.voxels());
   const void* values = on.input(random.normal(planes * s.out.voxels()), s.dtype);
   void* image = on.output(count, s.dtype);
-  deqreg::Splat op{on.stored(s.dtype), s.batch, s.channels, s.image,         s.out, sampling(on, s, random),
-                   values,             image,   s.deterministic, nullptr};
+  deqreg::Splat op{on.stored(s.dtype),      s.batch, s.channels, s.image,         s.out,
+                   sampling(on, s, random), values,  image,      s.deterministic, nullptr};
   op.workspace = on.workspace(op);
   on.launch(op);
   return on.read(image, count, s.dtype);

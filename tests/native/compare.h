@@ -56,8 +56,8 @@ inline bool close(const Values& a, const Values& b, double tolerance) {
   return false;
 }
 
-/// What two orders of the same additions may differ by. Coordinates reach 300, so a contracted product moves a weight by
-/// up to 300 roundings; sums have some hundred terms.
+/// What two orders of the same additions may differ by. Coordinates reach 300, so a contracted product moves a weight
+/// by up to 300 roundings; sums have some hundred terms.
 inline double order_tolerance(DType dtype) { return 1000.0 * rounding(coordinates_of(dtype)); }
 
 }  // namespace native

@@ -1,5 +1,5 @@
-// Every CUDA kernel against the CPU's on the same input, and against itself: on a GPU, which compute-sanitizer can watch,
-// or emulated. Exit code 77 says that there is no GPU.
+// Every CUDA kernel against the CPU's on the same input, and against itself: on a GPU, which compute-sanitizer can
+// watch, or emulated. Exit code 77 says that there is no GPU.
 #include "compare.h"
 #include "cuda_backend.h"
 

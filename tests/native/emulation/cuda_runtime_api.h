@@ -1,5 +1,6 @@
-// The part of the CUDA runtime that the kernels use, on the CPU and in order: memory is the host's, a launch has run when
-// it returns, and device code is plain C++. For tests on machines without a GPU; see emulation.cpp for how a block runs.
+// The part of the CUDA runtime that the kernels use, on the CPU and in order: memory is the host's, a launch has run
+// when it returns, and device code is plain C++. For tests on machines without a GPU; see emulation.cpp for how a block
+// runs.
 #pragma once
 
 #include <cstddef>

@@ -109,7 +109,8 @@ bool all_in(State state, unsigned begin, unsigned end) {
 bool release(State state, unsigned begin, unsigned end) {
   if (!all_in(state, begin, end)) return false;
   for (unsigned i = begin; i < end; ++i) {
-    if (fibers[i].state == State::ended && state == State::at_warp_barrier) fail("a lane ended before its warp's barrier");
+    if (fibers[i].state == State::ended && state == State::at_warp_barrier)
+      fail("a lane ended before its warp's barrier");
     if (fibers[i].state == state) fibers[i].state = State::ready;
   }
   return true;
