@@ -1,5 +1,14 @@
 """Stateless operators on tensors, one a file; `deqreg.ops.reference` has each in ten lines of plain torch."""
 
+from deqreg.ops.anderson import (
+    AndersonCounter,
+    AndersonLevel,
+    AndersonStatus,
+    anderson_mix,
+    anderson_partials,
+    anderson_solve,
+    anderson_update,
+)
 from deqreg.ops.compose import compose
 from deqreg.ops.exponential import exponential
 from deqreg.ops.gaussian import gaussian
@@ -9,6 +18,13 @@ from deqreg.ops.splat import splat
 from deqreg.ops.warp import warp
 
 __all__ = [
+    "AndersonCounter",
+    "AndersonLevel",
+    "AndersonStatus",
+    "anderson_mix",
+    "anderson_partials",
+    "anderson_solve",
+    "anderson_update",
     "compose",
     "exponential",
     "gaussian",
