@@ -153,13 +153,14 @@ struct CorrelationGradient {
   bool deterministic;        // as in Splat
 };
 
-/// value = mean over x of cov(x)^2 / ((var_fixed(x) + e) (var_warped(x) + e)) in cubic windows clipped to image and
-/// mask. Gradients by either image where asked for; a null output is not computed.
+/// value = mean over x of (cov(x) + s)^2 / ((var_fixed(x) + e) (var_warped(x) + e)) in cubic windows clipped to image
+/// and mask. Gradients by either image where asked for; a null output is not computed.
 struct Lncc {
   DType dtype;
   std::int64_t batch;
   std::int32_t window;  // odd edge length in voxels
   double epsilon;       // e, in squared intensities
+  double shared;        // s, added to the covariance, at most e
   Grid grid;
   const void* fixed;         // [N, 1, *S]
   const void* warped;        // [N, 1, *S]
@@ -227,11 +228,13 @@ struct Executor {
 };
 
 /// Every operation the CPU kernels implement, for the files that have to name them all.
-#define DEQREG_CPU_OPERATIONS(X)                                                                                \
-  X(AndersonMix)                                                                                                \
-  X(AndersonSolve)                                                                                              \
-  X(AndersonUpdate) X(Compose) X(Exponential) X(Gaussian) X(JacobianDeterminant) X(JacobianDeterminantGradient) \
-      X(Lncc) X(Splat) X(Warp) X(WarpGradient)
+#define DEQREG_CPU_OPERATIONS(X) \
+  X(AndersonMix)                 \
+  X(AndersonSolve)               \
+  X(AndersonUpdate)              \
+  X(Compose)                     \
+  X(Exponential)                 \
+  X(Gaussian) X(JacobianDeterminant) X(JacobianDeterminantGradient) X(Lncc) X(Splat) X(Warp) X(WarpGradient)
 
 #define DEQREG_DECLARE(Op) void launch(const Op& op, const Executor& executor);
 DEQREG_CPU_OPERATIONS(DEQREG_DECLARE)
@@ -258,10 +261,12 @@ void launch(const Exponential& op, cudaStream_t stream);
 void launch(const Gaussian& op, cudaStream_t stream);
 void launch(const JacobianDeterminant& op, cudaStream_t stream);
 void launch(const JacobianDeterminantGradient& op, cudaStream_t stream);
+void launch(const Lncc& op, cudaStream_t stream);
 void launch(const Splat& op, cudaStream_t stream);
 void launch(const Warp& op, cudaStream_t stream);
 void launch(const WarpGradient& op, cudaStream_t stream);
 
+std::size_t workspace_bytes(const Lncc& op);
 std::size_t workspace_bytes(const Splat& op);
 
 }  // namespace cuda

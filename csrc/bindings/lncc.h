@@ -9,7 +9,7 @@ namespace deqreg::bindings {
 
 /// The operation on contiguous tensors, without its outputs.
 inline Lncc bind_lncc(const Tensor& fixed, const Tensor& warped, const std::optional<Tensor>& mask, std::int64_t window,
-                      double epsilon) {
+                      double epsilon, double shared) {
   DEQREG_CHECK(fixed.scalar_type() == warped.scalar_type() && shape_of(fixed) == shape_of(warped));
   DEQREG_CHECK(fixed.size(1) == 1);
   DEQREG_CHECK(window > 0 && window % 2 == 1 && window < (std::int64_t{1} << 31));
@@ -23,6 +23,7 @@ inline Lncc bind_lncc(const Tensor& fixed, const Tensor& warped, const std::opti
   op.batch = fixed.size(0);
   op.window = static_cast<std::int32_t>(window);
   op.epsilon = epsilon;
+  op.shared = shared;
   op.grid = grid_of(fixed);
   op.fixed = fixed.const_data_ptr();
   op.warped = warped.const_data_ptr();
@@ -33,12 +34,12 @@ inline Lncc bind_lncc(const Tensor& fixed, const Tensor& warped, const std::opti
 
 template <class Backend>
 std::tuple<Tensor, Tensor, Tensor> lncc_gradient(Tensor fixed, Tensor warped, std::optional<Tensor> mask,
-                                                 std::int64_t window, double epsilon, bool need_fixed,
+                                                 std::int64_t window, double epsilon, double shared, bool need_fixed,
                                                  bool need_warped) {
   fixed = torch::stable::contiguous(fixed);
   warped = torch::stable::contiguous(warped);
   if (mask) mask = torch::stable::contiguous(*mask);
-  Lncc op = bind_lncc(fixed, warped, mask, window, epsilon);
+  Lncc op = bind_lncc(fixed, warped, mask, window, epsilon, shared);
   const auto gradient = [&](bool need) {
     return torch::stable::new_empty(fixed, need ? shape_of(fixed) : std::vector<std::int64_t>{0});
   };
@@ -54,8 +55,9 @@ std::tuple<Tensor, Tensor, Tensor> lncc_gradient(Tensor fixed, Tensor warped, st
 }
 
 template <class Backend>
-Tensor lncc(Tensor fixed, Tensor warped, std::optional<Tensor> mask, std::int64_t window, double epsilon) {
-  return std::get<0>(lncc_gradient<Backend>(fixed, warped, mask, window, epsilon, false, false));
+Tensor lncc(Tensor fixed, Tensor warped, std::optional<Tensor> mask, std::int64_t window, double epsilon,
+            double shared) {
+  return std::get<0>(lncc_gradient<Backend>(fixed, warped, mask, window, epsilon, shared, false, false));
 }
 
 }  // namespace deqreg::bindings

@@ -17,9 +17,10 @@ STABLE_TORCH_LIBRARY(deqreg, m) {
   m.def("gaussian(Tensor image, float[] sigma) -> Tensor");
   m.def("jacobian_determinant(Tensor displacement) -> Tensor");
   m.def("jacobian_determinant_gradient(Tensor displacement, Tensor grad) -> Tensor");
-  m.def("lncc(Tensor fixed, Tensor warped, Tensor? mask, int window, float epsilon) -> Tensor");
+  m.def("lncc(Tensor fixed, Tensor warped, Tensor? mask, int window, float epsilon, float shared) -> Tensor");
   m.def(
-      "lncc_gradient(Tensor fixed, Tensor warped, Tensor? mask, int window, float epsilon, bool need_fixed, "
+      "lncc_gradient(Tensor fixed, Tensor warped, Tensor? mask, int window, float epsilon, float shared, bool "
+      "need_fixed, "
       "bool need_warped) -> (Tensor value, Tensor grad_fixed, Tensor grad_warped)");
   m.def(
       "splat(Tensor values, Tensor displacement, SymInt[] shape, Tensor? affine, int interpolation, int padding, "

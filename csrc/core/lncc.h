@@ -1,6 +1,7 @@
 // Local normalised cross-correlation of one window, and what it passes to the gradients.
 //
-// With population moments over the n voxels of window i, and e the additive variance,
+// With population moments over the n voxels of window i, e the additive variance, and s the part of it that the images
+// share, cov meaning covariance + s,
 //   f_i = cov^2 / ((var_fixed + e) (var_warped + e)),
 //   df_i / dwarped_j = a_i fixed_j - b_i warped_j - c_i  for every j in the window, where
 //   a = 2 cov / ((var_fixed + e) (var_warped + e)) / n,
@@ -32,12 +33,13 @@ struct LnccTerm {
 };
 
 template <class T>
-DEQREG_INLINE LnccTerm<T> lncc_term(const LnccMoments<T>& m, T epsilon) {
+DEQREG_INLINE LnccTerm<T> lncc_term(const LnccMoments<T>& m, T epsilon, T shared) {
   const T fixed = (m.fixed_variance > T(0) ? m.fixed_variance : T(0)) + epsilon;
   const T warped = (m.warped_variance > T(0) ? m.warped_variance : T(0)) + epsilon;
   const T inverse = T(1) / (fixed * warped);
-  const T slope = m.covariance * inverse;
-  const T square = m.covariance * slope;
+  const T covariance = m.covariance + shared;
+  const T slope = covariance * inverse;
+  const T square = covariance * slope;
   LnccTerm<T> term;
   term.value = square < T(1) ? square : T(1);  // rounding of the variances must not carry it above
   term.a = T(2) * slope * m.inverse_count;

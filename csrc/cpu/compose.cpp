@@ -23,7 +23,7 @@ void compose_rows(const Compose& op, const Sampled& sampled, const Executor& exe
     for_rows<D, T>(sampled, begin, end, [&](const auto& row, std::int64_t batch, std::int64_t offset, auto size) {
       for (std::int32_t j = 0; j < size; j += tile_voxels) {
         const std::int32_t count = size - j < tile_voxels ? size - j : tile_voxels;
-        fill_tile<Padding::border, false>(row, j, count, tile);
+        fill_tile<Padding::border>(row, j, count, tile);
         for (int a = 0; a < D; ++a) {
           const T* inner = row.displacement + a * voxels + j;
           T* out = static_cast<T*>(op.out) + (batch * D + a) * voxels + offset + j;

@@ -151,11 +151,12 @@ class Slab {
   static constexpr int fields = 1 + 2 * gradients;  // a, b and c by the warped image, b and c by the fixed one
 
  public:
-  Slab(const Axis (&axes)[3], double epsilon)
+  Slab(const Axis (&axes)[3], double epsilon, double shared)
       : planes_(axes[0]),
         rows_(axes[1]),
         columns_(axes[2]),
         epsilon_(epsilon),
+        shared_(shared),
         lead_((columns_.radius + 15) / 16 * 16),
         stride_(lead_ + (columns_.size + columns_.radius + 15) / 16 * 16),
         sums_(rows_.size * moments * stride_),
@@ -277,7 +278,7 @@ class Slab {
       m.fixed_variance = fixed_squared[x] * m.inverse_count - m.fixed * m.fixed;
       m.warped_variance = warped_squared[x] * m.inverse_count - m.warped * m.warped;
       m.covariance = product[x] * m.inverse_count - m.fixed * m.warped;
-      const auto term = core::lncc_term(m, epsilon_);
+      const auto term = core::lncc_term(m, epsilon_, shared_);
       const double inside = !masked || mask[x] ? 1.0 : 0.0;
       values[x] += inside * term.value;
       if constexpr (gradients > 0) {
@@ -327,7 +328,7 @@ class Slab {
   }
 
   const Axis planes_, rows_, columns_;
-  const double epsilon_;
+  const double epsilon_, shared_;
   const std::int64_t lead_, stride_;  // rows that windows slide along have zeros on either side
   Images<T> images_{};
   Sample sample_{};
@@ -375,7 +376,7 @@ void correlate_images(const Lncc& op, const Executor& executor) {
   const std::unique_ptr<double[]> values(new double[op.batch * planes]);
   const std::int64_t grain = axes[0].window() + 16384 * planes / voxels;
   parallel_for(executor, op.batch * planes, grain, [&](auto begin, auto end) {
-    Slab<T, masked, gradients> slab(axes, op.epsilon);
+    Slab<T, masked, gradients> slab(axes, op.epsilon, op.shared);
     for (std::int64_t n = begin / planes; n * planes < end; ++n)
       slab.run(images[n], samples[n], begin > n * planes ? begin - n * planes : 0,
                end < (n + 1) * planes ? end - n * planes : planes, values.get() + n * planes);

@@ -20,7 +20,7 @@ template <int D, class T>
 struct SampledRow {
   const T* displacement;     // of the row's first voxel, component stride below
   std::int64_t component;    // voxels between displacement components
-  const T* affine;           // [D, D + 1] or null
+  const T* affine;           // [D, D + 1]
   std::int32_t position[D];  // of the row's first voxel
   std::int32_t image_size[D];
 };
@@ -36,13 +36,13 @@ inline void fill_strides(const Grid& grid, Index (&stride)[D]) {
 
 /// The voxel coordinates y = A (x + u) + t of voxel `j` of the row.
 template <int D, class T>
-DEQREG_INLINE void sample_position(const SampledRow<D, T>& row, std::int32_t j, T (&mapped)[D]) {
+DEQREG_INLINE void sample_position(const SampledRow<D, T>& row, const T* affine, std::int32_t j, T (&mapped)[D]) {
   T point[D];
   for (int a = 0; a < D; ++a) {
     point[a] = T(row.position[a]) + row.displacement[a * row.component + j];
     if (a == D - 1) point[a] += T(j);
   }
-  core::apply_affine<D, T>(row.affine, point, mapped);
+  core::apply_affine<D, T>(affine, point, mapped);
 }
 
 template <int D, class T, class Index>
@@ -57,15 +57,16 @@ struct LinearTile {
   }
 };
 
-template <Padding padding, bool has_affine, int D, class T, class Index>
+template <Padding padding, int D, class T, class Index>
 inline void fill_tile(SampledRow<D, T> row, std::int32_t begin, std::int32_t count, LinearTile<D, T, Index>& tile) {
-  if constexpr (!has_affine) row.affine = nullptr;
   row.displacement += begin;
   row.position[D - 1] += begin;
+  T affine[D * (D + 1)];  // a copy: the compiler cannot know that the tile's stores leave the original alone
+  for (int i = 0; i < D * (D + 1); ++i) affine[i] = row.affine[i];
 #pragma GCC ivdep
   for (std::int32_t j = 0; j < count; ++j) {
     T mapped[D];
-    sample_position(row, j, mapped);
+    sample_position(row, affine, j, mapped);
     Index offset = 0;
     for (int a = 0; a < D; ++a) {
       const auto axis = core::linear_axis<padding>(mapped[a], row.image_size[a]);
@@ -86,15 +87,16 @@ struct NearestTile {
   Index stride[D];
 };
 
-template <Padding padding, bool has_affine, int D, class T, class Index>
+template <Padding padding, int D, class T, class Index>
 inline void fill_tile(SampledRow<D, T> row, std::int32_t begin, std::int32_t count, NearestTile<D, T, Index>& tile) {
-  if constexpr (!has_affine) row.affine = nullptr;
   row.displacement += begin;
   row.position[D - 1] += begin;
+  T affine[D * (D + 1)];  // a copy: the compiler cannot know that the tile's stores leave the original alone
+  for (int i = 0; i < D * (D + 1); ++i) affine[i] = row.affine[i];
 #pragma GCC ivdep
   for (std::int32_t j = 0; j < count; ++j) {
     T mapped[D];
-    sample_position(row, j, mapped);
+    sample_position(row, affine, j, mapped);
     Index offset = 0;
     T weight = T(1);
     for (int a = 0; a < D; ++a) {
@@ -123,6 +125,13 @@ inline void pull(const NearestTile<D, T, Index>& tile, std::int32_t count, const
   for (std::int32_t j = 0; j < count; ++j) out[j] = tile.weight[j] > T(0) ? image[tile.offset[j]] : T(0);
 }
 
+/// The map that leaves positions as they are.
+template <int D, class T>
+inline const T* identity_rows() {
+  static constexpr T rows[3][12] = {{}, {1, 0, 0, 0, 1, 0}, {1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0}};
+  return rows[D - 1];
+}
+
 /// Calls visit(row, batch, row_offset, length) for rows [begin, end) of the output grid, row_offset in voxels.
 template <int D, class T, class Op, class Visit>
 inline void for_rows(const Op& op, std::int64_t begin, std::int64_t end, const Visit& visit) {
@@ -133,8 +142,8 @@ inline void for_rows(const Op& op, std::int64_t begin, std::int64_t end, const V
     SampledRow<D, T> row;
     row.displacement = static_cast<const T*>(op.sampling.displacement) + batch * D * voxels + in_sample * length;
     row.component = voxels;
-    row.affine =
-        op.sampling.affine == nullptr ? nullptr : static_cast<const T*>(op.sampling.affine) + batch * D * (D + 1);
+    row.affine = op.sampling.affine == nullptr ? identity_rows<D, T>()
+                                               : static_cast<const T*>(op.sampling.affine) + batch * D * (D + 1);
     row.position[D - 1] = 0;
     row.position[D - 2] = static_cast<std::int32_t>(in_sample % op.out_grid.size[D - 2]);
     if constexpr (D == 3) row.position[0] = static_cast<std::int32_t>(in_sample / op.out_grid.size[1]);
@@ -143,29 +152,25 @@ inline void for_rows(const Op& op, std::int64_t begin, std::int64_t end, const V
   }
 }
 
-/// Calls body with (integral_constant<int, D>, T{}, Index{}) for what the operation holds.
+/// Calls body with (integral_constant<int, D>, T{}, Index{}) for what the operation holds. Each combination is code to
+/// compile, three times over: doubles, which are for checking, always take the wide index.
 template <class Op, class Body>
 inline void select_types(const Op& op, std::int64_t largest_volume, const Body& body) {
   // offsets stay within one channel; 32-bit ones gather twice as many values an instruction
   const bool small = largest_volume < (std::int64_t{1} << 31);
-  const auto with_index = [&](auto dims, auto scalar) {
-    small ? body(dims, scalar, std::int32_t{}) : body(dims, scalar, std::int64_t{});
-  };
   const auto with_scalar = [&](auto dims) {
-    op.dtype == DType::float64 ? with_index(dims, double{}) : with_index(dims, float{});
+    if (op.dtype == DType::float64) return body(dims, double{}, std::int64_t{});
+    small ? body(dims, float{}, std::int32_t{}) : body(dims, float{}, std::int64_t{});
   };
   op.image_grid.dims == 3 ? with_scalar(std::integral_constant<int, 3>{})
                           : with_scalar(std::integral_constant<int, 2>{});
 }
 
-/// Calls body with (integral_constant<Padding, p>, bool_constant<affine>).
+/// Calls body with integral_constant<Padding, p>.
 template <class Body>
-inline void select_sampling(const Sampling& sampling, const Body& body) {
-  const auto with_padding = [&](auto padding) {
-    sampling.affine == nullptr ? body(padding, std::false_type{}) : body(padding, std::true_type{});
-  };
-  sampling.padding == Padding::border ? with_padding(std::integral_constant<Padding, Padding::border>{})
-                                      : with_padding(std::integral_constant<Padding, Padding::zeros>{});
+inline void select_padding(Padding padding, const Body& body) {
+  padding == Padding::border ? body(std::integral_constant<Padding, Padding::border>{})
+                             : body(std::integral_constant<Padding, Padding::zeros>{});
 }
 
 }  // namespace deqreg::cpu::DEQREG_ISA

@@ -21,7 +21,7 @@ struct Slab {
   Index plane;       // voxels of one image plane
 };
 
-template <int D, class T, class Index, Padding padding, bool affine, class Tile>
+template <int D, class T, class Index, Padding padding, class Tile>
 void find_bounds(const Splat& op, const Executor& executor, Bounds<Index>* bounds) {
   const std::int64_t length = op.out_grid.size[D - 1], rows = op.out_grid.voxels() / length;
   parallel_for(executor, op.batch * rows, 1 + grain_voxels / length, [&](auto begin, auto end) {
@@ -31,7 +31,7 @@ void find_bounds(const Splat& op, const Executor& executor, Bounds<Index>* bound
       Bounds<Index> found{static_cast<Index>(op.image_grid.voxels()), 0};
       for (std::int32_t j = 0; j < size; j += tile_voxels) {
         const std::int32_t count = size - j < tile_voxels ? size - j : tile_voxels;
-        fill_tile<padding, affine>(row, j, count, tile);
+        fill_tile<padding>(row, j, count, tile);
         for (std::int32_t k = 0; k < count; ++k) {
           found.lowest = tile.offset[k] < found.lowest ? tile.offset[k] : found.lowest;
           found.highest = tile.offset[k] > found.highest ? tile.offset[k] : found.highest;
@@ -75,12 +75,12 @@ void push(const NearestTile<D, T, Index>& tile, std::int32_t count, const T* val
   }
 }
 
-template <int D, class T, class Index, Padding padding, bool affine, class Tile>
+template <int D, class T, class Index, Padding padding, class Tile>
 void splat_planes(const Splat& op, const Executor& executor) {
   const std::int64_t length = op.out_grid.size[D - 1], voxels = op.out_grid.voxels(), rows = voxels / length;
   const std::int64_t image_voxels = op.image_grid.voxels(), plane = image_voxels / op.image_grid.size[0];
   const std::unique_ptr<Bounds<Index>[]> bounds(new Bounds<Index>[op.batch * rows]);
-  find_bounds<D, T, Index, padding, affine, Tile>(op, executor, bounds.get());
+  find_bounds<D, T, Index, padding, Tile>(op, executor, bounds.get());
   parallel_for(executor, op.image_grid.size[0], 1 + grain_voxels / plane, [&](auto begin, auto end) {
     const Slab<Index> slab{static_cast<Index>(begin * plane), static_cast<Index>(end * plane),
                            static_cast<Index>(plane)};
@@ -95,7 +95,7 @@ void splat_planes(const Splat& op, const Executor& executor) {
       if (found.highest + slab.plane < slab.begin || found.lowest >= slab.end) return;
       for (std::int32_t j = 0; j < size; j += tile_voxels) {
         const std::int32_t count = size - j < tile_voxels ? size - j : tile_voxels;
-        fill_tile<padding, affine>(row, j, count, tile);
+        fill_tile<padding>(row, j, count, tile);
         for (std::int64_t c = 0; c < op.channels; ++c) {
           const std::int64_t channel = batch * op.channels + c;
           push(tile, count, static_cast<const T*>(op.values) + channel * voxels + offset + j, slab,
@@ -113,11 +113,11 @@ void launch(const Splat& op, const Executor& executor) {
     using T = decltype(scalar);
     using Index = decltype(index);
     constexpr int D = dims;
-    select_sampling(op.sampling, [&](auto padding, auto affine) {
+    select_padding(op.sampling.padding, [&](auto padding) {
       if (op.sampling.interpolation == Interpolation::linear)
-        splat_planes<D, T, Index, padding, affine, LinearTile<D, T, Index>>(op, executor);
+        splat_planes<D, T, Index, padding, LinearTile<D, T, Index>>(op, executor);
       else
-        splat_planes<D, T, Index, padding, affine, NearestTile<D, T, Index>>(op, executor);
+        splat_planes<D, T, Index, padding, NearestTile<D, T, Index>>(op, executor);
     });
   });
 }

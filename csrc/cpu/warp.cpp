@@ -16,7 +16,7 @@ void add_slope(const LinearTile<D, T, Index>& tile, std::int32_t count, const T*
   }
 }
 
-template <int D, class T, class Index, Padding padding, bool affine, class Tile>
+template <int D, class T, class Index, Padding padding, class Tile>
 void warp_rows(const Warp& op, const Executor& executor) {
   const std::int64_t length = op.out_grid.size[D - 1], voxels = op.out_grid.voxels();
   const std::int64_t image_voxels = op.image_grid.voxels();
@@ -26,7 +26,7 @@ void warp_rows(const Warp& op, const Executor& executor) {
     for_rows<D, T>(op, begin, end, [&](const auto& row, std::int64_t batch, std::int64_t offset, std::int32_t size) {
       for (std::int32_t j = 0; j < size; j += tile_voxels) {
         const std::int32_t count = size - j < tile_voxels ? size - j : tile_voxels;
-        fill_tile<padding, affine>(row, j, count, tile);
+        fill_tile<padding>(row, j, count, tile);
         for (std::int64_t c = 0; c < op.channels; ++c) {
           const std::int64_t plane = batch * op.channels + c;
           pull(tile, count, static_cast<const T*>(op.image) + plane * image_voxels,
@@ -37,7 +37,7 @@ void warp_rows(const Warp& op, const Executor& executor) {
   });
 }
 
-template <int D, class T, class Index, Padding padding, bool affine>
+template <int D, class T, class Index, Padding padding>
 void gradient_rows(const WarpGradient& op, const Executor& executor) {
   const std::int64_t length = op.out_grid.size[D - 1], voxels = op.out_grid.voxels();
   const std::int64_t image_voxels = op.image_grid.voxels();
@@ -47,7 +47,7 @@ void gradient_rows(const WarpGradient& op, const Executor& executor) {
     for_rows<D, T>(op, begin, end, [&](const auto& row, std::int64_t batch, std::int64_t offset, std::int32_t size) {
       for (std::int32_t j = 0; j < size; j += tile_voxels) {
         const std::int32_t count = size - j < tile_voxels ? size - j : tile_voxels;
-        fill_tile<padding, affine>(row, j, count, tile);
+        fill_tile<padding>(row, j, count, tile);
         T* out = static_cast<T*>(op.out) + batch * D * voxels + offset + j;
         for (int a = 0; a < D; ++a)
           for (std::int32_t k = 0; k < count; ++k) out[a * voxels + k] = T(0);
@@ -72,11 +72,11 @@ void launch(const Warp& op, const Executor& executor) {
     using T = decltype(scalar);
     using Index = decltype(index);
     constexpr int D = dims;
-    select_sampling(op.sampling, [&](auto padding, auto affine) {
+    select_padding(op.sampling.padding, [&](auto padding) {
       if (op.sampling.interpolation == Interpolation::linear)
-        warp_rows<D, T, Index, padding, affine, LinearTile<D, T, Index>>(op, executor);
+        warp_rows<D, T, Index, padding, LinearTile<D, T, Index>>(op, executor);
       else
-        warp_rows<D, T, Index, padding, affine, NearestTile<D, T, Index>>(op, executor);
+        warp_rows<D, T, Index, padding, NearestTile<D, T, Index>>(op, executor);
     });
   });
 }
@@ -87,8 +87,7 @@ void launch(const WarpGradient& op, const Executor& executor) {
     using T = decltype(scalar);
     using Index = decltype(index);
     constexpr int D = dims;
-    select_sampling(op.sampling,
-                    [&](auto padding, auto affine) { gradient_rows<D, T, Index, padding, affine>(op, executor); });
+    select_padding(op.sampling.padding, [&](auto padding) { gradient_rows<D, T, Index, padding>(op, executor); });
   });
 }
 

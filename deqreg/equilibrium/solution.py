@@ -30,9 +30,9 @@ _SENTENCES = {
     Status.CONVERGED: "The residual fell below the tolerance.",
     Status.FIXED_STEPS: "It took the number of steps it was told to; nothing was asked of the residual.",
     Status.MAX_STEPS: "The residual was still above the tolerance at the last step allowed: raise max_steps or tol.",
-    Status.STAGNATED: "The residual stopped falling above the tolerance: raise tol, or use float64 if it is that small.",
+    Status.STAGNATED: "The residual stopped falling above the tolerance: raise tol, or use float64 for one so small.",
     Status.DIVERGED: "The residual kept growing: lower the damping or the update's step. The best iterate is returned.",
-    Status.NONFINITE: "The update returned infinite values or NaN: check its input. The last finite iterate is returned.",
+    Status.NONFINITE: "The update returned infinities or NaN: check its input. The best finite iterate is returned.",
 }
 
 

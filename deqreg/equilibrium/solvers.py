@@ -1,4 +1,4 @@
-"""Solvers: how an equilibrium is found. They know nothing of images, and nothing of how the result is differentiated."""
+"""Solvers: how an equilibrium is found. They know nothing of images, and nothing of how it is differentiated."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Picard:
         tol: a sample has converged, and is frozen, when its residual is at most this.
         max_steps: evaluations of `f` allowed.
         damping: in (0, 1].
-        norm: of the residual: `"relative"` `||f(z) - z|| / ||f(z)||`, `"absolute"`, or `"rms"`, in the state's own units.
+        norm: of the residual: `"relative"`, `||f(z) - z|| / ||f(z)||`; `"absolute"`; or `"rms"`, in the state's units.
         divergence: a sample has diverged when `||f(z) - z||` is this many times its smallest so far.
         patience: a sample has stagnated after this many steps in which `||f(z) - z||` did not fall; None for never.
         check_every: steps between the host's looks at the device; None for every step on a CPU, where looking costs
@@ -62,6 +62,7 @@ class Picard:
     check_every: int | None = None
 
     def __post_init__(self) -> None:
+        """Check the numbers."""
         self._as_anderson()
 
     def _as_anderson(self) -> Anderson:
@@ -78,12 +79,12 @@ class Anderson:
     """Anderson acceleration, type II: mixes the last iterates so that their mixed residual is smallest.
 
     `z <- sum_j a_j (z_j + damping g_j)`, `g_j = f(z_j) - z_j`, with the weights that minimise
-    `||sum_j a_j g_j||^2 + regularisation sum_j ||g_j||^2 a_j^2` under `sum_j a_j = 1`, found from the Gram matrix of the
-    residuals in float64.
+    `||sum_j a_j g_j||^2 + regularisation sum_j ||g_j||^2 a_j^2` under `sum_j a_j = 1`, found from the Gram matrix of
+    the residuals in float64.
 
-    Safeguard: where `||f(z) - z||` of a mixed iterate exceeds `growth` times the smallest since it last did, that sample
-    forgets its history and takes a Picard step; where it is not finite, the sample returns to its best iterate and takes
-    a Picard step half as long, and half of that the next time.
+    Safeguard: where `||f(z) - z||` of a mixed iterate exceeds `growth` times the smallest since it last did, that
+    sample forgets its history and takes a Picard step; where it is not finite, the sample returns to its best iterate
+    and takes a Picard step half as long, and half of that the next time.
 
     Args:
         memory: past iterates mixed, 1 ... 16. The solver's memory is `2 memory + 1` states.
@@ -91,7 +92,7 @@ class Anderson:
         max_steps: evaluations of `f` allowed.
         damping: in (0, 1].
         regularisation: relative to the residuals' own sizes, so that it means the same on any grid and at any step.
-        norm: of the residual: `"relative"` `||f(z) - z|| / ||f(z)||`, `"absolute"`, or `"rms"`, in the state's own units.
+        norm: of the residual: `"relative"`, `||f(z) - z|| / ||f(z)||`; `"absolute"`; or `"rms"`, in the state's units.
         growth: see the safeguard.
         divergence: a sample has diverged when `||f(z) - z||` is this many times its smallest so far.
         patience: a sample has stagnated after this many steps in which `||f(z) - z||` did not fall; None for never.
@@ -120,6 +121,7 @@ class Anderson:
     check_every: int | None = None
 
     def __post_init__(self) -> None:
+        """Check the numbers."""
         _require(1 <= self.memory <= MAX_MEMORY, f"memory must be in 1 ... {MAX_MEMORY}", self.memory)
         _require(self.tol >= 0, "tol must be at least 0", self.tol)
         _require(self.max_steps >= 1, "max_steps must be at least 1", self.max_steps)
@@ -129,11 +131,8 @@ class Anderson:
         _require(self.growth > 1, "growth must be above 1", self.growth)
         _require(self.divergence > 1, "divergence must be above 1", self.divergence)
         _require(self.patience is None or self.patience >= 1, "patience must be at least 1 or None", self.patience)
-        _require(
-            self.check_every is None or self.check_every >= 1,
-            "check_every must be at least 1 or None",
-            self.check_every,
-        )
+        every = self.check_every
+        _require(every is None or every >= 1, "check_every must be at least 1 or None", every)
 
     @torch.no_grad()
     def solve(self, f: Update, z0: tuple[Tensor, ...], callback: Callback | None = None) -> Solution:

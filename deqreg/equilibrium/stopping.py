@@ -25,11 +25,12 @@ def denominator(norm: str, elements: int) -> tuple[float, float]:
 def residual(z: tuple[Tensor, ...], value: tuple[Tensor, ...], norm: str) -> Tensor:
     """The residual of every sample, `[N]`, float64, where `value = f(z)`; see `denominator`."""
 
+    sizes = [math.prod(part.shape[1:]) for part in z]
+
     def squared(parts: tuple[Tensor, ...]) -> Tensor:
-        return torch.stack(
-            [part.reshape(part.shape[0], math.prod(part.shape[1:])).double().square().sum(1) for part in parts]
-        ).sum(0)
+        flat = [part.reshape(len(part), size) for part, size in zip(parts, sizes, strict=True)]
+        return torch.stack([part.double().square().sum(1) for part in flat]).sum(0)
 
     difference = squared(tuple(b - a for a, b in zip(z, value, strict=True))).sqrt()
-    relative, absolute = denominator(norm, sum(math.prod(part.shape[1:]) for part in z))
+    relative, absolute = denominator(norm, sum(sizes))
     return difference / (relative * squared(value).sqrt() + absolute)

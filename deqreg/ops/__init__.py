@@ -1,9 +1,6 @@
 """Stateless operators on tensors, one a file; `deqreg.ops.reference` has each in ten lines of plain torch."""
 
 from deqreg.ops.anderson import (
-    AndersonCounter,
-    AndersonLevel,
-    AndersonStatus,
     anderson_mix,
     anderson_partials,
     anderson_solve,
@@ -11,16 +8,14 @@ from deqreg.ops.anderson import (
 )
 from deqreg.ops.compose import compose
 from deqreg.ops.exponential import exponential
-from deqreg.ops.gaussian import gaussian
+from deqreg.ops.gaussian import MAX_SIGMA, gaussian
 from deqreg.ops.jacobian_determinant import jacobian_determinant
 from deqreg.ops.lncc import lncc, lncc_gradient
 from deqreg.ops.splat import splat
-from deqreg.ops.warp import warp
+from deqreg.ops.warp import warp, warp_gradient
 
 __all__ = [
-    "AndersonCounter",
-    "AndersonLevel",
-    "AndersonStatus",
+    "MAX_SIGMA",
     "anderson_mix",
     "anderson_partials",
     "anderson_solve",
@@ -33,4 +28,5 @@ __all__ = [
     "lncc_gradient",
     "splat",
     "warp",
+    "warp_gradient",
 ]

@@ -6,7 +6,7 @@ One step for a state `z` and `f = f(z)` is `anderson_update` for each of the sta
 - `values`, `residuals`: the rings, `[slots, N, *S]`, uninitialised at first.
 - `counters`: `[N, len(AndersonCounter)]`, int64, zero at first but for `BEST`, which is -1.
 - `levels`: `[N, len(AndersonLevel)]`, float64, zero at first.
-- `partials`: `[N, P, slots + 1]`, float64, where P is the sum of `anderson_partials(elements)` over the state's tensors.
+- `partials`: `[N, P, slots + 1]`, float64, P the sum of `anderson_partials(elements)` over the state's tensors.
 - `gram`: `[N, slots, slots]`, `weights`: `[N, slots]`, `history`: `[max_steps, N]`, float64, zero at first.
 """
 
@@ -68,8 +68,8 @@ def anderson_update(
 ) -> None:
     """Enter `value = f(z)` and `g = f(z) - z` into the rings, and sum the newest products.
 
-    `values[slot] <- f(z)`, `residuals[slot] <- g`, and `partials[..., j] <- <g, g_j>` for every slot `j` of the history,
-    `<f(z), f(z)>` last, summed in float64.
+    `values[slot] <- f(z)`, `residuals[slot] <- g`, and `partials[..., j] <- <g, g_j>` for every slot `j` of the
+    history, `<f(z), f(z)>` last, summed in float64.
 
     Args:
         z: the state or one tensor of it, `[N, *S]`, float32 or float64.
@@ -99,9 +99,8 @@ def anderson_update(
     _check_books("counters", counters, (z.shape[0], len(AndersonCounter)), torch.int64, z)
     _check_books("partials", partials, (z.shape[0], "P", slots + 1), torch.float64, z)
     if offset < 0 or offset + count > partials.shape[1]:
-        raise ValueError(
-            f"partials must hold entries {offset} ... {offset + count - 1}, got {partials.shape[1]} entries"
-        )
+        wanted = f"{offset} ... {offset + count - 1}"
+        raise ValueError(f"partials must hold entries {wanted}, got {partials.shape[1]} entries")
     torch.ops.deqreg.anderson_update(z, value, values, residuals, partials, counters, offset)
 
 
@@ -155,7 +154,7 @@ def anderson_solve(
 
     >>> import torch
     >>> double = torch.float64
-    >>> partials = torch.tensor([[[1.0, -0.5, 4.0]]], dtype=double)  # ||g_0||^2, <g_0, g_1>, ||f||^2
+    >>> partials = torch.tensor([[[1.0, 0.0, 4.0]]], dtype=double)  # ||g_0||^2, <g_0, g_1>, ||f||^2
     >>> gram = torch.tensor([[[0.0, 0.0], [0.0, 1.0]]], dtype=double)
     >>> counters, levels = torch.tensor([[0, 1, 2, 0, 0, 0, 1, 0]]), torch.ones(1, 2, dtype=double)
     >>> history, weights = torch.zeros(4, 1, dtype=double), torch.zeros(1, 2, dtype=double)
@@ -200,8 +199,8 @@ def anderson_mix(
 ) -> None:
     """Write every running sample's next iterate.
 
-    `z <- sum_j w_j (f_j - (1 - step) g_j)`, summed in float64; slots of weight zero are not read, and the residuals only
-    where the step is damped.
+    `z <- sum_j w_j (f_j - (1 - step) g_j)`, summed in float64; slots of weight zero are not read, and the residuals
+    only where the step is damped.
 
     Args:
         values: ring; see the module.

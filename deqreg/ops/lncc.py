@@ -16,12 +16,18 @@ EPSILON = 1e-6
 
 
 def lncc(
-    fixed: Tensor, warped: Tensor, *, window: int = 9, mask: Tensor | None = None, epsilon: float = EPSILON
+    fixed: Tensor,
+    warped: Tensor,
+    *,
+    window: int = 9,
+    mask: Tensor | None = None,
+    epsilon: float = EPSILON,
+    shared: float = 0.0,
 ) -> Tensor:
     """Mean squared local correlation of two images.
 
-    `mean_x cov(x)^2 / ((var_fixed(x) + epsilon) (var_warped(x) + epsilon))`, with the population moments of the cubic
-    window around `x`, clipped to the image and to the mask. In [0, 1]: 1 where the images are related by an affine map
+    `mean_x (cov(x) + shared)^2 / ((var_fixed(x) + epsilon) (var_warped(x) + epsilon))`, with the population moments of the
+    cubic window around `x`, clipped to the image and to the mask. In [0, 1]: 1 where the images are related by an affine map
     of intensities in every window.
 
     Args:
@@ -33,6 +39,9 @@ def lncc(
         epsilon: added to both variances, in squared intensities. The default is the variance of an 8-bit image's
             rounding, so that a window which varies less than that counts as flat; scale it with the square of the
             intensities' range.
+        shared: how much of epsilon the images are taken to have in common, 0 ... epsilon. With 0, flat windows count 0,
+            and an image can still gain by more contrast than its twin has. With epsilon, two flat windows count 1, and
+            an image is stationary where it equals its twin: what a registration needs to leave equal images alone.
 
     Returns:
         `[N]`, float32, or float64 with float64 images; 0 where a sample's mask is empty. Differentiable, once, by both
@@ -49,12 +58,18 @@ def lncc(
     >>> [round(v, 3) for v in lncc(image, 1 - image / 2, window=3).tolist()]
     [1.0]
     """
-    mask = _check(fixed, warped, window, mask, epsilon)
-    return torch.ops.deqreg.lncc(fixed, warped, mask, window, epsilon)
+    mask = _check(fixed, warped, window, mask, epsilon, shared)
+    return torch.ops.deqreg.lncc(fixed, warped, mask, window, epsilon, shared)
 
 
 def lncc_gradient(
-    fixed: Tensor, warped: Tensor, *, window: int = 9, mask: Tensor | None = None, epsilon: float = EPSILON
+    fixed: Tensor,
+    warped: Tensor,
+    *,
+    window: int = 9,
+    mask: Tensor | None = None,
+    epsilon: float = EPSILON,
+    shared: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """`lncc` and its exact gradient by the warped image, in one pass and outside of autograd.
 
@@ -64,6 +79,7 @@ def lncc_gradient(
         window: as in `lncc`.
         mask: as in `lncc`.
         epsilon: as in `lncc`.
+        shared: as in `lncc`.
 
     Returns:
         The value `[N]`, and `d value[n] / d warped[n]`, `[N, 1, *S]`, zero outside the mask. The same bits as `lncc`
@@ -80,12 +96,14 @@ def lncc_gradient(
     >>> value.shape, gradient.shape
     (torch.Size([1]), torch.Size([1, 1, 4, 5]))
     """
-    mask = _check(fixed, warped, window, mask, epsilon)
-    value, _, gradient = torch.ops.deqreg.lncc_gradient(fixed, warped, mask, window, epsilon, False, True)
+    mask = _check(fixed, warped, window, mask, epsilon, shared)
+    value, _, gradient = torch.ops.deqreg.lncc_gradient(fixed, warped, mask, window, epsilon, shared, False, True)
     return value, gradient
 
 
-def _check(fixed: Tensor, warped: Tensor, window: int, mask: Tensor | None, epsilon: float) -> Tensor | None:
+def _check(
+    fixed: Tensor, warped: Tensor, window: int, mask: Tensor | None, epsilon: float, shared: float
+) -> Tensor | None:
     checks.check_volume("fixed", fixed, channels=1)
     checks.check_not_empty("fixed", fixed)
     checks.check_same("warped", warped, "fixed", fixed)
@@ -93,6 +111,8 @@ def _check(fixed: Tensor, warped: Tensor, window: int, mask: Tensor | None, epsi
         raise ValueError(f"window must be odd and positive, got {window}")
     if not epsilon > 0:
         raise ValueError(f"epsilon must be positive, got {epsilon}")
+    if not 0 <= shared <= epsilon:
+        raise ValueError(f"shared must be in 0 ... epsilon, {epsilon}, got {shared}")
     if mask is None:
         return None
     if mask.shape != fixed.shape:
@@ -102,7 +122,7 @@ def _check(fixed: Tensor, warped: Tensor, window: int, mask: Tensor | None, epsi
 
 
 @torch.library.register_fake("deqreg::lncc")
-def _(fixed: Tensor, warped: Tensor, mask: Tensor | None, window: int, epsilon: float) -> Tensor:
+def _(fixed: Tensor, warped: Tensor, mask: Tensor | None, window: int, epsilon: float, shared: float) -> Tensor:
     return fixed.new_empty(fixed.shape[:1], dtype=checks.coordinate_dtype(fixed))
 
 
@@ -113,6 +133,7 @@ def _(
     mask: Tensor | None,
     window: int,
     epsilon: float,
+    shared: float,
     need_fixed: bool,
     need_warped: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -122,20 +143,20 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    fixed, warped, mask, ctx.window, ctx.epsilon = inputs
+    fixed, warped, mask, ctx.window, ctx.epsilon, ctx.shared = inputs
     ctx.save_for_backward(fixed, warped, mask)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
     fixed, warped, mask = ctx.saved_tensors
     need_fixed, need_warped = ctx.needs_input_grad[:2]
     _, grad_fixed, grad_warped = torch.ops.deqreg.lncc_gradient(
-        fixed, warped, mask, ctx.window, ctx.epsilon, need_fixed, need_warped
+        fixed, warped, mask, ctx.window, ctx.epsilon, ctx.shared, need_fixed, need_warped
     )
     grad = grad.view(-1, *[1] * (fixed.ndim - 1))
     by_fixed = (grad_fixed * grad).to(fixed.dtype) if need_fixed else None
     by_warped = (grad_warped * grad).to(warped.dtype) if need_warped else None
-    return by_fixed, by_warped, None, None, None
+    return by_fixed, by_warped, None, None, None, None
 
 
 torch.library.register_autograd("deqreg::lncc", _backward, setup_context=_setup_context)

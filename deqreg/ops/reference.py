@@ -116,13 +116,23 @@ def jacobian_determinant(displacement: Tensor) -> Tensor:
 
 
 def lncc(
-    fixed: Tensor, warped: Tensor, *, window: int = 9, mask: Tensor | None = None, epsilon: float = 1e-6
+    fixed: Tensor,
+    warped: Tensor,
+    *,
+    window: int = 9,
+    mask: Tensor | None = None,
+    epsilon: float = 1e-6,
+    shared: float = 0.0,
 ) -> Tensor:
     """Moments by box sums, centred by the sample's mean so that float32 does not cancel."""
     inside = torch.ones_like(fixed) if mask is None else (mask != 0).to(fixed.dtype)
-    kernel = fixed.new_ones(1, 1, *[window] * (fixed.ndim - 2))
-    convolve = torch.nn.functional.conv3d if fixed.ndim == 5 else torch.nn.functional.conv2d
     voxels = inside.flatten(1).sum(1).clamp(min=1).view(-1, *[1] * (fixed.ndim - 1))
+
+    def box(values: Tensor) -> Tensor:
+        values = torch.nn.functional.pad(values, [window // 2] * 2 * (values.ndim - 2))
+        for axis in range(2, values.ndim):
+            values = values.unfold(axis, window, 1).sum(-1)
+        return values
 
     def centre(image: Tensor) -> Tensor:
         image = image.where(inside > 0, 0)
@@ -130,11 +140,11 @@ def lncc(
         return (image - shift.to(image.dtype)) * inside
 
     def mean(values: Tensor) -> Tensor:
-        return convolve(values, kernel, padding=window // 2) / count
+        return box(values) / count
 
-    count = convolve(inside, kernel, padding=window // 2).clamp(min=1)
+    count = box(inside).clamp(min=1)
     i, j = centre(fixed), centre(warped)
-    covariance = mean(i * j) - mean(i) * mean(j)
+    covariance = mean(i * j) - mean(i) * mean(j) + shared
     variances = [(mean(a * a) - mean(a).square()).clamp(min=0) + epsilon for a in (i, j)]
     return (inside * covariance.square() / (variances[0] * variances[1]) / voxels).flatten(1).sum(1)
 

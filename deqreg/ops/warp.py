@@ -53,6 +53,49 @@ def warp(
     return torch.ops.deqreg.warp(image, displacement, affine, mode, checks.choose("padding", padding, checks.PADDINGS))
 
 
+def warp_gradient(
+    image: Tensor,
+    displacement: Tensor,
+    values: Tensor,
+    *,
+    affine: Tensor | None = None,
+    padding: str = "border",
+) -> Tensor:
+    """The slope of an image at displaced positions, weighted and summed over channels.
+
+    `out(x) = sum_c values_c(x) grad image_c(y(x))`, `y = A (x + u(x)) + t`: the gradient of `<values, warp(image, u)>` by
+    the sample positions `y`, and by `u` where `A = I`. The force of a classical registration.
+
+    Args:
+        image: `[N, C, *S_image]`, 2-D or 3-D.
+        displacement: `u`, `[N, d, *S_out]`, in voxels, as in `warp`.
+        values: `[N, C, *S_out]`, of the image's dtype.
+        affine: `[A | t]`, `[N, d, d + 1]`, as in `warp`.
+        padding: as in `warp`; where `"border"` extends the image, its slope is zero.
+
+    Returns:
+        `[N, d, *S_out]`, per voxel of the image. Has no derivative of its own: differentiating it raises.
+
+    Raises:
+        ValueError: when a shape, dtype, device or name breaks this contract.
+
+    >>> import torch
+    >>> ramp = torch.arange(4.0).view(1, 1, 1, 4).expand(1, 1, 3, 4)
+    >>> warp_gradient(ramp, torch.zeros(1, 2, 3, 4), torch.ones(1, 1, 3, 4))[0, 1, 0].tolist()
+    [1.0, 1.0, 1.0, 1.0]
+    """
+    checks.check_volume("image", image)
+    checks.check_not_empty("image", image)
+    checks.check_field("displacement", displacement, beside=image)
+    checks.check_affine(affine, image)
+    expected = torch.Size((*image.shape[:2], *displacement.shape[2:]))
+    if values.shape != expected or values.dtype != image.dtype:
+        raise ValueError(f"values must be {list(expected)} {image.dtype}, got {list(values.shape)} {values.dtype}")
+    checks.check_device("values", values, image)
+    mode = checks.choose("padding", padding, checks.PADDINGS)
+    return torch.ops.deqreg.warp_gradient(image, displacement, values, affine, mode)
+
+
 def position_gradients(
     gradient: Tensor, displacement: Tensor, affine: Tensor | None, needs_displacement: bool, needs_affine: bool
 ) -> tuple[Tensor | None, Tensor | None]:

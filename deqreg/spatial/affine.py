@@ -13,6 +13,9 @@ from deqreg.spatial.grid import Grid
 from deqreg.spatial.pyramid import level_shape
 from deqreg.spatial.resample import resize
 
+# Variance of the images' common noise: one per cent of the intensity range. Shared, so that equal images stay in place.
+_NOISE = 1e-4
+
 
 @dataclass(frozen=True, eq=False)
 class Image:
@@ -120,7 +123,8 @@ class _Objective:
         if moving.mask is not None:
             covered = ops.warp(moving.mask, still, affine=mapping.detach(), interpolation="nearest", padding="zeros")
             mask = covered if mask is None else torch.maximum(mask, covered)
-        return -ops.lncc(fixed.data, warped, window=self.window, mask=mask).double().sum()
+        value = ops.lncc(fixed.data, warped, window=self.window, mask=mask, epsilon=_NOISE, shared=_NOISE)
+        return -value.double().sum()
 
 
 def _optimise(objective: _Objective, steps: int) -> tuple[Tensor, float]:
@@ -136,7 +140,7 @@ def _optimise(objective: _Objective, steps: int) -> tuple[Tensor, float]:
         optimiser.zero_grad()
         loss = objective.loss(parameters) * scale
         loss.backward()
-        return float(loss)
+        return float(loss.detach())
 
     closure()
     assert parameters.grad is not None

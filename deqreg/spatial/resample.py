@@ -22,7 +22,7 @@ def smoothing_for(factor: float) -> float:
     Reference: Cardoso et al., Scale factor point spread function matching, MICCAI 2015, eq. 4.
 
     >>> round(smoothing_for(2.0), 3), smoothing_for(1.0)
-    (0.735, 0.0)
+    (0.736, 0.0)
     """
     return math.sqrt(max(factor**2 - 1, 0.0) / (8 * math.log(2)))
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from deqreg import ops
-from deqreg.ops import AndersonCounter, AndersonLevel, AndersonStatus, reference
+from deqreg.ops import reference
+from deqreg.ops.anderson import AndersonCounter, AndersonLevel, AndersonStatus
 from tests.ops.harness import Sample, assert_compiles_and_exports
 
 RULE = {

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -25,10 +27,15 @@ def sample(name: str, shape: tuple[int, ...], window: int, *, mask: bool = False
     return Sample(name, (fixed.requires_grad_(needs != "warped"), warped.requires_grad_(needs != "fixed")), kwargs)
 
 
+def summed(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Sums over voxels in place of means: gradients of the order of one, which tolerances are meant for."""
+    return lambda fixed, warped, **kwargs: function(fixed, warped, **kwargs) * fixed[0].numel()
+
+
 SAMPLES = [
     sample("2-D", (7, 9), 5),
-    sample("3-D", (6, 5, 7), 3),
-    sample("masked", (6, 5, 7), 5, mask=True),
+    sample("3-D", (4, 5, 6), 3),
+    sample("masked", (4, 5, 6), 5, mask=True),
     sample("2-D masked", (11, 9), 3, mask=True),
     sample("by the fixed image", (5, 4, 6), 3, needs="fixed"),
     sample("by the warped image", (5, 4, 6), 3, mask=True, needs="warped"),
@@ -40,20 +47,22 @@ SAMPLES = [
 ]
 # two voxels always correlate perfectly: a gradient of zero, which in float32 is the difference of large terms
 LINE = sample("one voxel along two axes", (1, 6, 1), 3)
+SHARED = sample("shared noise", (4, 5, 6), 3)
+SHARED.kwargs.update(epsilon=0.3, shared=0.2)
 
 
-@pytest.mark.parametrize("s", [*SAMPLES, LINE], ids=str)
+@pytest.mark.parametrize("s", [*SAMPLES, LINE, SHARED], ids=str)
 def test_matches_reference(s: Sample, instruction_set: str) -> None:
-    assert_matches_reference(ops.lncc, reference.lncc, s, 1e-12)
+    assert_matches_reference(summed(ops.lncc), summed(reference.lncc), s, 1e-12)
 
 
 @pytest.mark.parametrize("s", SAMPLES, ids=str)
 def test_single_precision(s: Sample, instruction_set: str) -> None:
     # variances of about 1 from a few voxels: float32's 1e-7 times the spread of the coefficients
-    assert_matches_reference(ops.lncc, reference.lncc, s.to(dtype=torch.float32), 2e-5)
+    assert_matches_reference(summed(ops.lncc), summed(reference.lncc), s.to(dtype=torch.float32), 2e-5)
 
 
-@pytest.mark.parametrize("s", [*SAMPLES[:8], LINE], ids=str)
+@pytest.mark.parametrize("s", [*SAMPLES[:8], LINE, SHARED], ids=str)
 def test_gradcheck(s: Sample) -> None:
     assert torch.autograd.gradcheck(lambda f, w: ops.lncc(f, w, **s.kwargs), s.args)
 
@@ -61,10 +70,10 @@ def test_gradcheck(s: Sample) -> None:
 @pytest.mark.parametrize("s", [SAMPLES[0], SAMPLES[2]], ids=str)
 def test_opcheck(s: Sample) -> None:
     mask, window = s.kwargs.get("mask"), s.kwargs["window"]
-    torch.library.opcheck(torch.ops.deqreg.lncc, (*s.args, mask, window, 1e-6))
+    torch.library.opcheck(torch.ops.deqreg.lncc, (*s.args, mask, window, 1e-6, 1e-7))
     images = [a.detach() for a in s.args]
     for needs in [(True, True), (True, False), (False, True), (False, False)]:
-        torch.library.opcheck(torch.ops.deqreg.lncc_gradient, (*images, mask, window, 1e-6, *needs))
+        torch.library.opcheck(torch.ops.deqreg.lncc_gradient, (*images, mask, window, 1e-6, 1e-7, *needs))
 
 
 @pytest.mark.parametrize("s", [SAMPLES[0], SAMPLES[2]], ids=str)
@@ -182,15 +191,15 @@ def test_same_bits_at_any_thread_count(threads: None) -> None:
         results = []
         for count in (1, 2, 3, 5):
             torch.set_num_threads(count)
-            results.append(torch.ops.deqreg.lncc_gradient(fixed, warped, inside, 7, 1e-6, True, True))
+            results.append(torch.ops.deqreg.lncc_gradient(fixed, warped, inside, 7, 1e-6, 0.0, True, True))
         for other in results[1:]:
             assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 def test_the_gradients_mirror_when_the_images_change_places() -> None:
     fixed, warped = pair(9, 10, 11)
-    value, by_fixed, by_warped = torch.ops.deqreg.lncc_gradient(fixed, warped, None, 5, 1e-6, True, True)
-    swapped = torch.ops.deqreg.lncc_gradient(warped, fixed, None, 5, 1e-6, True, True)
+    value, by_fixed, by_warped = torch.ops.deqreg.lncc_gradient(fixed, warped, None, 5, 1e-6, 0.0, True, True)
+    swapped = torch.ops.deqreg.lncc_gradient(warped, fixed, None, 5, 1e-6, 0.0, True, True)
     torch.testing.assert_close(swapped, (value, by_warped, by_fixed), rtol=1e-12, atol=1e-15)
 
 
@@ -227,6 +236,7 @@ IMAGE = torch.zeros(1, 1, 4, 4)
         (IMAGE, IMAGE, {"window": 4}, "window must be odd and positive, got 4"),
         (IMAGE, IMAGE, {"window": -1}, "window must be odd and positive, got -1"),
         (IMAGE, IMAGE, {"epsilon": 0.0}, "epsilon must be positive, got 0.0"),
+        (IMAGE, IMAGE, {"shared": 1.0}, "shared must be in 0 ... epsilon, 1e-06, got 1.0"),
         (IMAGE, IMAGE, {"mask": torch.ones(4, 4)}, r"mask must be \[1, 1, 4, 4\], got \[4, 4\]"),
     ],
 )
@@ -239,8 +249,9 @@ def test_errors_state_the_contract(fixed: Tensor, warped: Tensor, kwargs: dict, 
 @pytest.mark.cuda
 @pytest.mark.parametrize("s", SAMPLES, ids=str)
 def test_cuda_matches_reference(s: Sample) -> None:
-    assert_matches_reference(ops.lncc, reference.lncc, s.to(device="cuda"), 1e-12)
-    assert_matches_reference(ops.lncc, reference.lncc, s.to(device="cuda", dtype=torch.float32), 2e-5)
+    assert_matches_reference(summed(ops.lncc), summed(reference.lncc), s.to(device="cuda"), 1e-12)
+    # sums of squares are float there, and under the mask some windows hold two or three voxels of almost one intensity
+    assert_matches_reference(summed(ops.lncc), summed(reference.lncc), s.to(device="cuda", dtype=torch.float32), 1e-3)
 
 
 @pytest.mark.cuda
@@ -272,3 +283,12 @@ def test_cuda_large_offset_and_repeatability() -> None:
 def test_cuda_one_pass_is_autograd() -> None:
     fixed, warped = (image.float().cuda() for image in pair(9, 8, 7))
     assert_one_pass_is_autograd(fixed, warped, torch.rand(fixed.shape, device="cuda") > 0.3)
+
+
+def test_an_image_is_stationary_at_its_twin_where_the_noise_is_shared() -> None:
+    image = torch.rand(1, 1, 9, 8, 7, dtype=torch.float64)
+    value, gradient = ops.lncc_gradient(image, image, window=3, epsilon=0.01, shared=0.01)
+    torch.testing.assert_close(value, torch.ones_like(value))
+    assert gradient.abs().max() < 1e-15
+    _, pull = ops.lncc_gradient(image, image, window=3, epsilon=0.01)
+    assert pull.abs().max() > 1e-5  # without, more contrast still gains

@@ -1,0 +1,112 @@
+"""`deqreg apply`: resample images through a displacement that is there."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deqreg.cli.output import check_folder
+
+if TYPE_CHECKING:  # for annotations alone: they import torch, and help must be quick
+    import torch
+
+    from deqreg.io import DisplacementField, Volume
+
+
+def add(commands: Any) -> None:
+    """Add the subcommand to the parser's."""
+    parser = commands.add_parser(
+        "apply",
+        help="resample images or labels through a displacement",
+        description="Resample each MOVING once, at p + d(p), onto the grid of DISPLACEMENT or of FIXED.",
+    )
+    parser.add_argument("displacement", metavar="DISPLACEMENT", help="displacement.nii.gz of a registration")
+    parser.add_argument("moving", metavar="MOVING", nargs="+", help="images in the world of the moving image")
+    parser.add_argument("-o", "--output", metavar="OUT", required=True, type=Path,
+                        help="a .nii or .nii.gz file; or a folder, which receives files of MOVING's names")  # fmt: skip
+    parser.add_argument("--interpolation", default="linear", choices=["linear", "nearest"],
+                        help="nearest for labels and masks (default: linear)")  # fmt: skip
+    parser.add_argument(
+        "--reference", metavar="FIXED", help="image whose grid the results take (default: DISPLACEMENT's)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Resample each image and write it."""
+    from deqreg import io
+
+    targets = _targets(args.moving, args.output)
+    for folder in {target.parent for target in targets}:
+        check_folder(folder)
+    field = io.read_displacement(args.displacement)
+    affine = field.affine
+    if args.reference is not None:
+        reference = io.read_image(args.reference, "reference image")
+        affine, field = reference.affine, _on_grid(field, reference)
+    images = [io.read_image(source, "moving image") for source in args.moving]
+    warped = [_resample(image, field, args.interpolation) for image in images]
+    for image, result, target in zip(images, warped, targets, strict=True):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        dtype = image.dtype if args.interpolation == "nearest" else np.dtype(np.float32)
+        io.write_volume(target, result, affine, dtype=dtype, space=image.space)
+        print(target)
+    return 0
+
+
+def _targets(sources: list[str], output: Path) -> list[Path]:
+    """Name the file that each image goes to."""
+    if output.name.endswith((".nii", ".nii.gz")):
+        if len(sources) > 1:
+            raise ValueError(f"-o must be a folder for {len(sources)} images, got the file {output}")
+        if output.is_dir():
+            raise ValueError(f"-o {output}: is a folder; give a file in it")
+        return [output]
+    targets = [output / Path(source).name for source in sources]
+    if len(set(targets)) < len(targets):
+        raise ValueError(f"images must have different names to go to one folder, got {', '.join(sources)}")
+    return targets
+
+
+def _on_grid(field: DisplacementField, reference: Volume) -> DisplacementField:
+    """Interpolate a displacement on the grid of an image of the same world; it stays constant beyond its own grid."""
+    import torch
+
+    from deqreg import io, ops
+
+    d = reference.dimensions
+    if len(field.displacement) != d:
+        raise ValueError(f"{reference.name}: must be {len(field.displacement)}-D as the displacement, got {d}-D")
+    mapping = np.linalg.inv(io.grid_matrix(field.affine, d)) @ reference.matrix
+    still = torch.zeros(1, d, *reference.data.shape)
+    displacement = ops.warp(field.displacement[None], still, affine=_voxel_map(mapping))
+    return io.DisplacementField(displacement[0], reference.affine)
+
+
+def _resample(image: Volume, field: DisplacementField, interpolation: str) -> torch.Tensor:
+    """Sample an image once, at `A_moving^-1 A_fixed (x + u(x))`, u in voxels; zero outside of its voxels, as in ITK."""
+    import torch
+
+    from deqreg import io, ops
+
+    d = len(field.displacement)
+    if image.dimensions != d:
+        raise ValueError(f"{image.name}: must be {d}-D as the displacement, got {image.dimensions}-D")
+    grid = io.grid_matrix(field.affine, d)
+    to_voxels = torch.from_numpy(np.linalg.inv(grid[:-1, :-1])).to(field.displacement)
+    u = torch.tensordot(to_voxels, field.displacement, dims=1)[None]
+    affine, values = _voxel_map(np.linalg.inv(image.matrix) @ grid), image.data[None, None]
+    warped = ops.warp(values, u, affine=affine, interpolation=interpolation)
+    # the box of the voxels reaches half a voxel past their centres: nearest with zeros is exactly that test
+    inside = ops.warp(torch.ones_like(values), u, affine=affine, interpolation="nearest", padding="zeros")
+    return (warped * inside)[0, 0]
+
+
+def _voxel_map(matrix: np.ndarray) -> torch.Tensor:
+    """[d + 1, d + 1] to the [1, d, d + 1] float32 of `ops.warp`."""
+    import torch
+
+    return torch.from_numpy(matrix[:-1]).float()[None]

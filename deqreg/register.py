@@ -1,0 +1,460 @@
+"""Pair in, registration out: read, scale, align, deform level by level to equilibrium, resample once."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deqreg import io, ops
+from deqreg.equilibrium import Anderson, Solution, fixed_point
+from deqreg.io import DisplacementField, Volume
+from deqreg.io.volumes import Source
+from deqreg.nets import VariationalUpdate
+from deqreg.presets import BRAIN, GENERIC, LUNG, PRESETS, Level, Preset
+from deqreg.registration import LevelReport, Progress, Registration
+from deqreg.spatial import Grid, Image, align, level_shape, resample, resize, resize_displacement
+
+METHODS = ("variational",)
+Callback = Callable[[Progress], None]
+Landmarks = str | os.PathLike[str] | Tensor
+
+# The moving image reaches this share of the fixed grid past it, so that what lies outside can be pulled in.
+_MARGIN = 0.1
+# What a level holds at its peak, in float32 volumes: the two images, fields, forces and the solver's history.
+_VOLUMES_PER_LEVEL = 30
+
+
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """All that came in, read and checked."""
+
+    fixed: Volume
+    moving: Volume
+    fixed_mask: Volume | None
+    moving_mask: Volume | None
+    fixed_labels: Volume | None
+    moving_labels: Volume | None
+    fixed_landmarks: Tensor | None
+    moving_landmarks: Tensor | None
+
+    def __post_init__(self) -> None:
+        if self.fixed.dimensions != self.moving.dimensions:
+            raise ValueError(
+                f"{self.moving.name}: must be {self.fixed.dimensions}-D like {self.fixed.name}, "
+                f"got {self.moving.dimensions}-D"
+            )
+
+
+@dataclass(eq=False)
+class _Clock:
+    """Wall seconds by stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def register(
+    fixed: Source | Tensor,
+    moving: Source | Tensor,
+    *,
+    preset: str = "auto",
+    method: str = "variational",
+    fixed_mask: Source | Tensor | None = None,
+    moving_mask: Source | Tensor | None = None,
+    fixed_labels: Source | Tensor | None = None,
+    moving_labels: Source | Tensor | None = None,
+    fixed_landmarks: Landmarks | None = None,
+    moving_landmarks: Landmarks | None = None,
+    initial: str | os.PathLike[str] | np.ndarray = "auto",
+    device: str = "auto",
+    memory_budget: int | None = None,
+    seed: int = 0,
+    deterministic: bool = False,
+    progress: Callback | None = None,
+) -> Registration:
+    """Find the transform that brings one image onto another.
+
+    An affine alignment, then a deformation: the equilibrium `u* = f(u*)` of the classical update on each level of a
+    pyramid, coarse to fine.
+
+    Args:
+        fixed: the image that stays: a path, a nibabel image, a `deqreg.io.Volume`, or a `[X, Y, Z]` or `[X, Y]` tensor
+            of 1 mm voxels.
+        moving: the image that is moved.
+        preset: `"auto"` chooses by the images; `"brain"`, `"lung"` or `"generic"`.
+        method: `"variational"`, the classical update.
+        fixed_mask, moving_mask: where to look, on the grid of their image; above zero is inside.
+        fixed_labels, moving_labels: segmentations. Moving labels are warped along; both give Dice. Not used to register.
+        fixed_landmarks, moving_landmarks: CSV files or `[P, d]` tensors, RAS millimetres, for the error. Not used to
+            register.
+        initial: `"auto"` aligns affinely first; `"identity"` starts from the images as they lie in the world; or an ITK
+            transform's path, or a `[d + 1, d + 1]` matrix from fixed to moving points, RAS millimetres.
+        device: `"auto"`, `"cpu"` or `"cuda"`.
+        memory_budget: bytes. The finest level is left out where it would not fit.
+        seed: of torch's random numbers.
+        deterministic: ask torch for deterministic algorithms. On the CPU results are the same bits either way.
+        progress: called along the way.
+
+    Returns:
+        The transform, the warped image and how it went.
+
+    Raises:
+        ValueError: when an input is not what it has to be; one line that says what would be right.
+
+    >>> import torch
+    >>> from deqreg import ops, register
+    >>> image = ops.gaussian(torch.rand(1, 1, 24, 24, 24), 2.0)[0, 0]
+    >>> registration = register(image, image, initial="identity")
+    >>> bool(registration.displacement.abs().max() < 0.05)
+    True
+    """
+    clock = _Clock()
+    started = time.perf_counter()
+    _check_choices(preset, method, device)
+    torch.manual_seed(seed)
+    with warnings.catch_warnings(record=True) as caught, _deterministic(deterministic):
+        warnings.simplefilter("always")
+        with clock.stage("read"):
+            pair = _read(
+                fixed, moving, fixed_mask, moving_mask, fixed_labels, moving_labels, fixed_landmarks, moving_landmarks
+            )
+            start = _read_initial(initial, pair)
+            chosen = _fit_budget(_choose_preset(preset, pair), pair, memory_budget)
+            where = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
+            images = _scaled(pair.fixed, pair.fixed_mask, where), _scaled(pair.moving, pair.moving_mask, where)
+        with clock.stage("affine"):
+            world, displacement = _initial(images, start, chosen, progress)
+        levels = []
+        for number, level in enumerate(chosen.levels, 1):
+            with clock.stage(f"level {number}"):
+                label = f"level {number}/{len(chosen.levels)}"
+                displacement, report = _solve_level(images, world, displacement, level, chosen, label, progress)
+                levels.append(report)
+        with clock.stage("resample"):
+            outputs = _resample(pair, images, world, displacement, chosen)
+    clock.seconds["total"] = time.perf_counter() - started
+    settings = {"preset": asdict(chosen), "method": method, "initial": str(initial), "device": str(where), "seed": seed}
+    done = levels[-1].status == "converged"
+    return Registration(
+        **{f.name: getattr(pair, f.name) for f in pair.__dataclass_fields__.values()},
+        **outputs,
+        affine=world.numpy(),
+        levels=tuple(levels),
+        status="converged" if done else "best effort",
+        sentence=f"The finest level: {levels[-1].sentence}",
+        seconds=clock.seconds,
+        settings=settings,
+        warnings=tuple(str(w.message) for w in caught),
+    )
+
+
+def _check_choices(preset: str, method: str, device: str) -> None:
+    for name, value, choices in (
+        ("preset", preset, ("auto", *PRESETS)),
+        ("method", method, METHODS),
+        ("device", device, ("auto", "cpu", "cuda")),
+    ):
+        if value not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device cuda was asked for, but torch sees no GPU here; use --device cpu, or auto")
+
+
+@contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(wanted or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def _as_source(value: Any, role: str) -> Any:
+    """A tensor as a volume of 1 mm voxels; anything else as it is."""
+    return Volume(value.detach().float().cpu(), np.eye(4), name=role) if isinstance(value, Tensor) else value
+
+
+def _read(
+    fixed: Any, moving: Any, fixed_mask: Any, moving_mask: Any, fixed_labels: Any, moving_labels: Any,
+    fixed_landmarks: Landmarks | None, moving_landmarks: Landmarks | None,
+) -> _Pair:  # fmt: skip
+    f, m = (io.read_image(_as_source(s, role), role) for s, role in ((fixed, "fixed image"), (moving, "moving image")))
+
+    def beside(reader: Callable[..., Volume], source: Any, image: Volume, role: str) -> Volume | None:
+        return None if source is None else reader(_as_source(source, role), image, role)
+
+    if (fixed_landmarks is None) != (moving_landmarks is None):
+        raise ValueError("landmarks must be given for both images, got one file")
+    points: tuple[Tensor | None, Tensor | None] = (None, None)
+    if isinstance(fixed_landmarks, Tensor) and isinstance(moving_landmarks, Tensor):
+        for name, given, image in (("fixed", fixed_landmarks, f), ("moving", moving_landmarks, m)):
+            io.check_landmarks_inside(given, image, f"{name} landmarks")
+        points = (fixed_landmarks, moving_landmarks)
+    elif fixed_landmarks is not None and moving_landmarks is not None:
+        points = io.read_landmark_pair(fixed_landmarks, moving_landmarks, f, m)  # type: ignore[arg-type]
+    return _Pair(
+        f,
+        m,
+        beside(io.read_mask, fixed_mask, f, "fixed mask"),
+        beside(io.read_mask, moving_mask, m, "moving mask"),
+        beside(io.read_labels, fixed_labels, f, "fixed labels"),
+        beside(io.read_labels, moving_labels, m, "moving labels"),
+        *points,
+    )
+
+
+def _read_initial(initial: Any, pair: _Pair) -> str | np.ndarray | DisplacementField:
+    """`"auto"`, or what the deformation starts from."""
+    dims = pair.fixed.dimensions
+    if isinstance(initial, str) and initial == "auto":
+        return initial
+    if isinstance(initial, str) and initial == "identity":
+        return np.eye(dims + 1)
+    found = np.asarray(initial, dtype=np.float64) if isinstance(initial, np.ndarray) else io.read_transform(initial)
+    if isinstance(found, np.ndarray) and found.shape != (dims + 1, dims + 1):
+        raise ValueError(f"initial must be a [{dims + 1}, {dims + 1}] matrix for these images, got {list(found.shape)}")
+    if isinstance(found, DisplacementField) and found.displacement.shape[0] != dims:
+        raise ValueError(f"initial must be a {dims}-D transform for these images, got {found.displacement.shape[0]}-D")
+    return found
+
+
+def _choose_preset(name: str, pair: _Pair) -> Preset:
+    """The preset asked for; by default lung for CT with air in it, brain for skull-stripped images, else generic."""
+    if name != "auto":
+        return PRESETS[name]
+    data = pair.fixed.data
+    if float(data.min()) < -500 and float(pair.moving.data.min()) < -500:  # Hounsfield units reach into air
+        return LUNG
+    background = float((data == data.min()).float().mean())
+    # a skull-stripped head leaves most of its box empty, to the exact same value
+    return BRAIN if data.ndim == 3 and background > 0.35 else GENERIC
+
+
+def _fit_budget(preset: Preset, pair: _Pair, budget: int | None) -> Preset:
+    """The preset without the levels that would not fit into `budget` bytes."""
+    if budget is None:
+        return preset
+    grid = _grid(pair.fixed)
+
+    def needed(level: Level) -> int:
+        shape = level_shape(grid, min(grid.spacing) * level.factor)
+        return _VOLUMES_PER_LEVEL * 4 * int(np.prod(shape))
+
+    fitting = tuple(level for level in preset.levels if needed(level) <= budget)
+    if not fitting:
+        raise ValueError(f"memory_budget must be at least {needed(preset.levels[0])} bytes for this image, got {budget}")
+    if len(fitting) < len(preset.levels):
+        warnings.warn(
+            f"The finest {len(preset.levels) - len(fitting)} of {len(preset.levels)} levels were left out to stay in "
+            "the memory budget.",
+            stacklevel=2,
+        )
+    return replace(preset, levels=fitting)
+
+
+def _grid(volume: Volume) -> Grid:
+    return Grid(tuple(volume.data.shape), torch.from_numpy(np.ascontiguousarray(volume.matrix)))
+
+
+def _scaled(volume: Volume, mask: Volume | None, device: torch.device) -> Image:
+    """The image with its intensities in [0, 1], outliers clipped, and what lies outside of its mask made flat."""
+    data = volume.data.to(device)
+    inside = data if mask is None else data[mask.data.to(device) > 0]
+    if mask is None and float((data == data.min()).float().mean()) > 0.2:
+        inside = data[data > data.min()]  # an empty background would shift the quantiles
+    sample = inside.flatten()[:: max(1, inside.numel() // 1_000_000)]
+    low, high = (float(q) for q in torch.quantile(sample, torch.tensor([0.001, 0.999], device=device)))
+    if high <= low:
+        low, high = float(data.min()), float(data.max())
+    scaled = ((data - low) / (high - low)).clamp_(0, 1)
+    grid, region = _grid(volume), None
+    if mask is not None:
+        region = mask.data.to(device)[None, None]
+        scaled = torch.where(region[0, 0] > 0, scaled, torch.ones_like(scaled))
+    return Image(scaled[None, None], grid, region)
+
+
+def _initial(
+    images: tuple[Image, Image], start: str | np.ndarray | DisplacementField, preset: Preset, progress: Callback | None
+) -> tuple[Tensor, Tensor | None]:
+    """The affine world map, and a displacement in fixed voxels where the start was a field."""
+    fixed, moving = images
+    dims = fixed.grid.dims
+    if isinstance(start, DisplacementField):
+        return _split_field(start, fixed.grid, fixed.data.device)
+    if isinstance(start, np.ndarray):
+        return torch.from_numpy(start), None
+
+    def report(degrees: str, similarity: float) -> None:
+        if progress is not None:
+            progress(Progress(f"affine: {degrees}", 1, 1, None, similarity, fixed.grid.shape))
+
+    return align(fixed, moving, preset.affine, window=preset.affine_window, progress=report), None
+
+
+def _split_field(start: DisplacementField, grid: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
+    """A field as the affine world map nearest to it, and what is left, in voxels of the grid.
+
+    The update smooths its state with mirrored faces, which would bend the affine part there.
+    """
+    dims = grid.dims
+    known = Grid(tuple(start.displacement.shape[1:]), torch.from_numpy(io.grid_matrix(start.affine, dims)))
+    on_grid = resample(start.displacement[None], known, grid, antialias=False)[0].double().flatten(1)
+    voxels = torch.cartesian_prod(*[torch.arange(n, dtype=torch.float64) for n in grid.shape])
+    points = grid.to_world(voxels)
+    homogeneous = torch.cat([points, torch.ones(len(points), 1, dtype=torch.float64)], dim=1)
+    moved = points + on_grid.T
+    world = torch.eye(dims + 1, dtype=torch.float64)
+    centred = homogeneous - torch.cat([grid.centre, torch.zeros(1, dtype=torch.float64)])  # scanners lie metres off
+    fit = torch.linalg.solve(centred.T @ centred, centred.T @ moved).T
+    world[:dims, :dims] = fit[:, :dims]
+    world[:dims, dims] = fit[:, dims] - fit[:, :dims] @ grid.centre
+    before_affine = (moved - world[:dims, dims]) @ torch.linalg.inv(world[:dims, :dims]).T
+    left = (grid.to_voxels(before_affine) - voxels).T.reshape(1, dims, *grid.shape)
+    return world, left.float().to(device)
+
+
+def _solve_level(
+    images: tuple[Image, Image],
+    world: Tensor,
+    displacement: Tensor | None,
+    level: Level,
+    preset: Preset,
+    label: str,
+    progress: Callback | None,
+) -> tuple[Tensor, LevelReport]:
+    """The equilibrium on one level, started from the coarser one's."""
+    started = time.perf_counter()
+    fixed, moving = images
+    grid = fixed.grid.resized(level_shape(fixed.grid, min(fixed.grid.spacing) * level.factor))
+    margin = [max(1, round(_MARGIN * n)) for n in grid.shape]
+    update = VariationalUpdate(
+        resize(fixed.data, grid.shape),
+        resample(moving.data, moving.grid, grid.padded(margin), world),
+        preset.method,
+        spacing=grid.spacing,
+        margin=margin,
+    )
+    if displacement is None:
+        u = fixed.data.new_zeros(1, grid.dims, *grid.shape)
+    else:
+        u = resize_displacement(displacement, grid.shape)
+    similarities: list[float] = []
+
+    def look(step: int, residual: float) -> None:
+        similarities.append(float(update.similarity[0]))
+        if progress is not None:
+            progress(Progress(label, step, level.max_steps, residual, similarities[-1], grid.shape))
+
+    solver = Anderson(memory=preset.memory, tol=preset.tol, max_steps=level.max_steps, norm="rms", patience=None)
+    solution = fixed_point(update, u, solver=solver, callback=look)
+    value = solution.value
+    assert isinstance(value, Tensor)
+    return value, _level_report(solution, value, grid, similarities, time.perf_counter() - started)
+
+
+def _level_report(
+    solution: Solution, value: Tensor, grid: Grid, similarities: list[float], seconds: float
+) -> LevelReport:
+    low, high = ops.jacobian_determinant(value).aminmax()
+    return LevelReport(
+        shape=grid.shape,
+        spacing=grid.spacing,
+        steps=int(solution.steps[0]),
+        status=solution.status.value,
+        sentence=solution.message,
+        residuals=tuple(solution.residuals[:, 0].tolist()),
+        similarity_before=similarities[0],
+        similarity_after=similarities[-1],
+        jacobian_range=(float(low), float(high)),
+        seconds=seconds,
+    )
+
+
+def _resample(
+    pair: _Pair, images: tuple[Image, Image], world: Tensor, displacement: Tensor, preset: Preset
+) -> dict[str, Any]:
+    """The total transform and everything it moves, each interpolated once from the native moving grid."""
+    fixed, moving = images[0].grid, images[1].grid
+    u = resize_displacement(displacement, fixed.shape)
+    still = torch.zeros_like(u)
+    mapping = fixed.map_to(moving, world).to(u)[None]
+    native = pair.moving.data.to(u.device)[None, None]
+    outputs: dict[str, Any] = {
+        "displacement": _world_displacement(u, fixed, world),
+        "warped": _pull(native, u, mapping, "linear"),
+        "affine_warped": _pull(native, still, mapping, "linear"),
+    }
+    for key, field_ in (("similarity_before", still), ("similarity_after", u)):
+        warped = ops.warp(images[1].data, field_, affine=mapping)
+        outputs[key] = float(preset.method.similarity.value_and_gradient(images[0].data, warped, None)[0][0])
+    if pair.moving_labels is not None:
+        labels = pair.moving_labels.data.to(u.device)[None, None]
+        outputs["warped_labels"] = _pull(labels, u, mapping, "nearest")
+        outputs["labels_before"] = _pull(labels, still, mapping, "nearest")
+    return outputs
+
+
+def _pull(image: Tensor, u: Tensor, mapping: Tensor, interpolation: str) -> Tensor:
+    """An image under the total map, `[*S]` on the CPU; zero where a point falls outside of its voxels, as in ITK."""
+    warped = ops.warp(image, u, affine=mapping, interpolation=interpolation)
+    # the box of the voxels reaches half a voxel past their centres: `nearest` with zeros is exactly that test
+    inside = ops.warp(torch.ones_like(image), u, affine=mapping, interpolation="nearest", padding="zeros")
+    return (warped * inside)[0, 0].cpu()
+
+
+def _world_displacement(u: Tensor, grid: Grid, world: Tensor) -> Tensor:
+    """`[d, *S]`, RAS millimetres: `d(p) = W(p + u) - p`, from `u` in voxels of the grid."""
+    axes = [torch.arange(n, dtype=u.dtype) for n in grid.shape]
+    position = u[0].cpu().clone()
+    for axis, index in enumerate(axes):
+        position[axis] += index.view(-1, *[1] * (grid.dims - 1 - axis))
+    return io.world_displacement(position, grid.affine.numpy(), (world @ grid.affine).numpy())
+
+
+def save(registration: Registration, folder: str | os.PathLike[str]) -> None:
+    """Write the transform and what it moved into an existing folder.
+
+    `warped.nii.gz`, `displacement.nii.gz` (ITK's and ANTs' convention: millimetres, LPS), `affine.tfm`, and
+    `warped_labels.nii.gz` where labels came.
+
+    Args:
+        registration: what `register` returned.
+        folder: where to write; it must exist.
+
+    Raises:
+        OSError: when a file cannot be written.
+
+    >>> import tempfile, torch
+    >>> from deqreg import ops, register
+    >>> image = ops.gaussian(torch.rand(1, 1, 16, 16, 16), 2.0)[0, 0]
+    >>> save(register(image, image, initial="identity"), tempfile.mkdtemp())
+    """
+    out, fixed = Path(folder), registration.fixed
+    io.write_volume(out / "warped.nii.gz", registration.warped, fixed.affine, space=fixed.space)
+    io.write_displacement(out / "displacement.nii.gz", registration.displacement, fixed.affine, space=fixed.space)
+    io.write_affine(out / "affine.tfm", registration.affine)
+    if registration.warped_labels is not None and registration.moving_labels is not None:
+        io.write_volume(
+            out / "warped_labels.nii.gz",
+            registration.warped_labels,
+            fixed.affine,
+            dtype=registration.moving_labels.dtype,
+            space=fixed.space,
+        )

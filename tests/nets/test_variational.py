@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from deqreg import ops
+from deqreg.equilibrium import Anderson, Picard, fixed_point
+from deqreg.nets import Lncc, MeanSquares, Variational, VariationalUpdate
+
+
+def texture(*shape: int, seed: int = 0) -> Tensor:
+    """An image with structure at the scale of the similarity's window, in [0, 1]."""
+    noise = torch.rand(1, 1, *shape, generator=torch.Generator().manual_seed(seed))
+    smooth = ops.gaussian(noise, 1.5)
+    return (smooth - smooth.min()) / (smooth.max() - smooth.min())
+
+
+def bump(*shape: int, height: float = 1.5) -> Tensor:
+    """A smooth displacement that vanishes towards the faces."""
+    u = torch.zeros(1, len(shape), *shape)
+    u[(0, slice(None), *[n // 2 for n in shape])] = 1.0
+    u = ops.gaussian(u, min(shape) / 6)
+    return u * (height / u.max())
+
+
+@pytest.mark.parametrize("shape", [(40, 36), (26, 24, 28)])
+@pytest.mark.parametrize("similarity", [Lncc(), MeanSquares()])
+def test_equilibrium_undoes_a_known_deformation(shape: tuple[int, ...], similarity: Lncc | MeanSquares) -> None:
+    moving, truth = texture(*shape), bump(*shape)
+    update = VariationalUpdate(ops.warp(moving, truth), moving, Variational(similarity=similarity))
+    zero = torch.zeros_like(truth)
+    u = fixed_point(update, zero, solver=Anderson(max_steps=60, tol=1e-3, norm="rms")).value
+    assert isinstance(u, Tensor)
+    inside = truth.norm(dim=1) > 0.5
+    # regularisation shrinks the answer: most of it must be found, none of it folded
+    assert (u - truth).norm(dim=1)[inside].mean() < 0.4 * truth.norm(dim=1)[inside].mean()
+    assert ops.jacobian_determinant(u).min() > 0
+
+
+def test_equal_images_stay() -> None:
+    image = texture(24, 20, 22)
+    update = VariationalUpdate(image, image, Variational())
+    # nothing but rounding pulls
+    assert update(torch.zeros(1, 3, 24, 20, 22)).abs().max() < 1e-3
+
+
+def test_contrast_does_not_matter_to_local_correlation() -> None:
+    moving, truth = texture(40, 36), bump(40, 36)
+    fixed, zero = ops.warp(moving, truth), torch.zeros(1, 2, 40, 36)
+    steps = [VariationalUpdate(f, moving, Variational(similarity=Lncc(epsilon=1e-6)))(zero) for f in (fixed, 1 - 0.5 * fixed)]
+    torch.testing.assert_close(steps[0], steps[1], atol=0.02, rtol=0)
+
+
+def test_residual_falls_and_anderson_needs_fewer_steps() -> None:
+    moving, truth = texture(26, 24, 28), bump(26, 24, 28)
+    update = VariationalUpdate(ops.warp(moving, truth), moving, Variational())
+    zero, tol = torch.zeros_like(truth), 2e-3
+    picard = fixed_point(update, zero, solver=Picard(max_steps=300, tol=tol, norm="rms"))
+    anderson = fixed_point(update, zero, solver=Anderson(max_steps=300, tol=tol, norm="rms"))
+    assert picard.converged
+    assert anderson.converged
+    assert int(anderson.steps) < 0.7 * int(picard.steps)
+
+
+def test_no_step_is_longer_than_allowed() -> None:
+    image = texture(30, 30)
+    update = VariationalUpdate(image, image.roll(3, 2), Variational(step=1e4, longest_step=0.2))
+    length = update.step(torch.zeros(1, 2, 30, 30)).norm(dim=1)
+    assert 0.15 < length.max() <= 0.2 + 1e-6
+
+
+def test_thick_slices_move_by_as_many_millimetres() -> None:
+    moving = texture(48, 48)
+    fixed = moving.roll(1, 3)
+    thin = VariationalUpdate(fixed, moving, Variational(), spacing=(1.0, 1.0))
+    thick = VariationalUpdate(fixed, moving, Variational(), spacing=(3.0, 1.0))
+    forces = [update.force(torch.zeros(1, 2, 48, 48)) for update in (thin, thick)]
+    # the same pull per voxel is a third per millimetre along the thick axis, and smoothed over a third of the voxels
+    assert forces[1][:, 0].abs().mean() < 0.7 * forces[0][:, 0].abs().mean()
+
+
+def test_margin_lets_the_outside_be_pulled_in() -> None:
+    wide = texture(48, 40)
+    truth = torch.zeros(1, 2, 40, 32)
+    truth[:, 0] = 2.0  # the fixed image shows what lies two voxels past its own first face in the moving one
+    fixed = ops.warp(wide, truth, affine=torch.tensor([[[1.0, 0, 4], [0, 1, 4]]]))
+    update = VariationalUpdate(fixed, wide, Variational(), margin=(4, 4))
+    assert torch.equal(update.warped(truth), fixed)
+
+
+def test_masked_voxels_do_not_pull() -> None:
+    image, mask = texture(30, 30), torch.zeros(1, 1, 30, 30)
+    mask[..., :10, :] = 1
+    update = VariationalUpdate(image, image.roll(2, 3), Variational(smooth_update=1.0), mask=mask)
+    force = update.force(torch.zeros(1, 2, 30, 30))
+    assert force[:, :, :8].abs().max() > 0.01
+    assert force[:, :, 14:].abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Lncc(window=4), "window must be odd and at least 3, got 4"),
+        (lambda: Lncc(epsilon=0), "epsilon must be positive, got 0"),
+        (lambda: MeanSquares(weight=-1), "weight must be positive, got -1"),
+        (lambda: Variational(step=0), "step must be positive, got 0"),
+        (lambda: Variational(longest_step=3), "longest_step must be below"),
+        (lambda: Variational(smooth_field=-1), "smooth_field must be in"),
+        (
+            lambda: VariationalUpdate(texture(8, 8), texture(8, 8), Variational(), margin=(1, 1)),
+            r"moving must be \[1, 1, 10, 10\] for a margin of \[1, 1\], got \[1, 1, 8, 8\]",
+        ),
+    ],
+)
+def test_errors_state_the_contract(make: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()  # type: ignore[operator]

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import deqreg
+from deqreg import io, metrics, ops
+from tests.nets.test_variational import bump, texture
+from tests.spatial.test_affine import blobs, known
+from tests.spatial.test_grid import oblique
+
+DATA = Path(__file__).parent.parent / "examples" / "data"
+
+
+def pair(*shape: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Fixed, moving and the displacement between them, `[d, *S]`, of 1 mm voxels."""
+    moving, truth = texture(*shape), bump(*shape, height=2.0)
+    return ops.warp(moving, truth)[0, 0], moving[0, 0], truth[0]
+
+
+@pytest.mark.parametrize("shape", [(48, 44), (32, 30, 36)])
+def test_finds_a_known_deformation_of_tensors(shape: tuple[int, ...]) -> None:
+    fixed, moving, truth = pair(*shape)
+    found = deqreg.register(fixed, moving, initial="identity")
+    inside = (truth.norm(dim=0) > 0.5).float()
+    before = metrics.endpoint_error(torch.zeros_like(truth), truth, inside)["mean"]
+    assert metrics.endpoint_error(found.displacement, truth, inside)["mean"] < 0.4 * before
+    assert found.similarity_after > found.similarity_before
+    report = found.report()
+    assert report["folding_percent"] == 0
+    assert report["seconds"]["total"] > 0
+
+
+def test_an_image_with_itself_stays_in_place() -> None:
+    image = texture(32, 30, 36)[0, 0]
+    for initial in ("identity", "auto"):
+        assert deqreg.register(image, image, initial=initial).displacement.abs().max() < 0.05
+
+
+def test_world_result_does_not_depend_on_how_the_voxels_are_stored() -> None:
+    fixed, moving, _ = pair(32, 30, 36)
+    affine = np.diag([1.0, 1.0, 1.0, 1.0])
+    flipped = np.diag([-1.0, 1.0, -1.0, 1.0])
+    flipped[[0, 2], 3] = 31, 35
+    plain = deqreg.register(nib.Nifti1Image(fixed.numpy(), affine), nib.Nifti1Image(moving.numpy(), affine))
+    turned = nib.Nifti1Image(moving.flip(0, 2).permute(2, 0, 1).numpy(), flipped[:, [2, 0, 1, 3]])
+    other = deqreg.register(nib.Nifti1Image(fixed.numpy(), affine), turned)
+    # the same samples in another order: only the order of sums differs, and what the solver makes of it
+    torch.testing.assert_close(other.displacement, plain.displacement, atol=0.05, rtol=0)
+
+
+def test_initial_transforms_are_composed_into_the_total(tmp_path: Path) -> None:
+    grid = oblique((36, 34, 30))
+    world = known(3)
+    affine = grid.affine.numpy()
+    moving = io.Volume(blobs(grid)[0, 0], world.numpy() @ affine)
+    fixed = io.Volume(moving.data, affine)
+    io.write_affine(tmp_path / "start.tfm", world.numpy())
+    for initial in (world.numpy(), tmp_path / "start.tfm"):
+        found = deqreg.register(fixed, moving, initial=initial)
+        at_origin = found.displacement[:, 0, 0, 0].double()
+        corner = grid.affine[:3, 3]
+        torch.testing.assert_close(at_origin, world[:3, :3] @ corner + world[:3, 3] - corner, atol=0.1, rtol=0)
+        torch.testing.assert_close(found.warped, fixed.data, atol=0.02, rtol=0)
+    field = tmp_path / "field.nii.gz"
+    io.write_displacement(field, found.displacement, affine)
+    again = deqreg.register(fixed, moving, initial=field)
+    torch.testing.assert_close(again.displacement, found.displacement, atol=0.2, rtol=0)
+
+
+def test_labels_and_landmarks_are_scored_and_do_not_steer(tmp_path: Path) -> None:
+    fixed, moving, _ = pair(32, 30, 36)
+    labels = [(image > image.median()).float() for image in (fixed, moving)]
+    points = torch.tensor([[10.0, 10.0, 10.0], [20.0, 15.0, 18.0]], dtype=torch.float64)
+    plain = deqreg.register(fixed, moving, initial="identity")
+    scored = deqreg.register(
+        fixed, moving, initial="identity", fixed_labels=labels[0], moving_labels=labels[1],
+        fixed_landmarks=points, moving_landmarks=points,
+    )  # fmt: skip
+    assert torch.equal(plain.displacement, scored.displacement)
+    report = scored.report()
+    assert report["dice"]["after"] > report["dice"]["before"]
+    assert report["tre_mm"]["before"]["mean"] == 0
+
+
+def test_memory_budget_leaves_out_the_finest_level() -> None:
+    fixed, moving, _ = pair(32, 30, 36)
+    full, tight = (deqreg.register(fixed, moving, initial="identity", memory_budget=b) for b in (None, 2_000_000))
+    assert len(tight.levels) < len(full.levels)
+    assert any("left out" in text for text in tight.warnings)
+    assert tight.displacement.shape == full.displacement.shape
+    with pytest.raises(ValueError, match="memory_budget must be at least"):
+        deqreg.register(fixed, moving, memory_budget=1000)
+
+
+def test_same_bits_again() -> None:
+    fixed, moving, _ = pair(32, 30, 36)
+    results = [deqreg.register(fixed, moving, deterministic=True).displacement for _ in range(2)]
+    assert torch.equal(*results)
+
+
+def test_progress_reports_every_level() -> None:
+    fixed, moving, _ = pair(48, 44)
+    seen: list[deqreg.Progress] = []
+    found = deqreg.register(fixed, moving, progress=seen.append)
+    stages = {p.stage for p in seen}
+    assert {f"level {k + 1}/{len(found.levels)}" for k in range(len(found.levels))} < stages
+    assert sum(p.stage == "level 1/4" for p in seen) == found.levels[0].steps
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"preset": "liver"}, "preset must be one of auto, brain, lung, generic, got 'liver'"),
+        ({"method": "magic"}, "method must be one of variational, got 'magic'"),
+        ({"device": "tpu"}, "device must be one of auto, cpu, cuda, got 'tpu'"),
+        ({"initial": np.eye(4)}, r"initial must be a \[3, 3\] matrix for these images, got \[4, 4\]"),
+        ({"fixed_landmarks": torch.zeros(1, 2)}, "landmarks must be given for both images"),
+    ],
+)
+def test_errors_state_the_contract(kwargs: dict, message: str) -> None:
+    fixed, moving, _ = pair(48, 44)
+    with pytest.raises(ValueError, match=message):
+        deqreg.register(fixed, moving, **kwargs)
+
+
+def test_dimensions_must_agree() -> None:
+    with pytest.raises(ValueError, match="moving image: must be 2-D like fixed image, got 3-D"):
+        deqreg.register(texture(20, 20)[0, 0], texture(20, 20, 20)[0, 0])
+
+
+@pytest.mark.slow
+def test_known_field_is_found_to_within_half_a_voxel() -> None:
+    folder = DATA / "known_field"
+    found = deqreg.register(folder / "fixed.nii.gz", folder / "moving.nii.gz")
+    truth = io.read_displacement(folder / "true_displacement.nii.gz")
+    mask = io.read_mask(folder / "fixed_mask.nii.gz", found.fixed)
+    assert metrics.endpoint_error(found.displacement, truth.displacement, mask.data)["mean"] < 0.8
+    assert metrics.folding(found.displacement, found.fixed.affine) == 0
