@@ -51,7 +51,8 @@ class CMakeBuild(build_ext):
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         build = ROOT / "build" / f"cmake-{sysconfig.get_config_var('SOABI')}-torch{torch.__version__}"
         cuda = want_cuda(torch.version.cuda)
-        libraries = [Path(path) / f"lib{name}.so" for path in library_paths() for name in ("c10", "torch", "torch_cpu")]
+        names = ("c10", "torch", "torch_cpu", "torch_cuda")  # the last where this torch has CUDA
+        libraries = [Path(path) / f"lib{name}.so" for path in library_paths() for name in names]
         subprocess.run(
             [
                 cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja", "--log-level=WARNING",

@@ -35,8 +35,7 @@ template <class Storage, class T>
 __global__ void __launch_bounds__(block_threads)
     columns_kernel(const Storage* __restrict__ image, Storage* __restrict__ out, Axis axis,
                    const __grid_constant__ GaussianTaps<T> taps) {
-  extern __shared__ __align__(16) unsigned char shared_bytes[];
-  T* const shared = reinterpret_cast<T*>(shared_bytes);
+  T* const shared = dynamic_shared<T>();
   const int lane = threadIdx.x % warp_lanes, warp = threadIdx.x / warp_lanes, radius = taps.radius;
   const std::int64_t column = std::int64_t{blockIdx.x} * warp_lanes + lane;
   for (std::int64_t o = blockIdx.z; o < axis.outer; o += gridDim.z) {
@@ -66,9 +65,8 @@ template <class Storage, class T>
 __global__ void __launch_bounds__(block_threads)
     rows_kernel(const Storage* __restrict__ image, Storage* __restrict__ out, Axis axis,
                 const __grid_constant__ GaussianTaps<T> taps) {
-  extern __shared__ __align__(16) unsigned char shared_bytes[];
   const int lane = threadIdx.x % warp_lanes, warp = threadIdx.x / warp_lanes, radius = taps.radius;
-  T* const shared = reinterpret_cast<T*>(shared_bytes) + warp * (segment_length + 2 * radius);
+  T* const shared = dynamic_shared<T>() + warp * (segment_length + 2 * radius);
   const std::int64_t step = std::int64_t{gridDim.x} * block_warps;
   for (std::int64_t row = std::int64_t{blockIdx.x} * block_warps + warp; row < axis.outer; row += step) {
     for (std::int64_t first = std::int64_t{blockIdx.y} * segment_length; first < axis.size;

@@ -62,6 +62,13 @@ inline std::int64_t at_most(std::int64_t value, std::int64_t limit) { return val
 
 inline std::int64_t divide_up(std::int64_t value, std::int64_t by) { return (value + by - 1) / by; }
 
+/// The dynamic shared memory of a block, see run_shared.
+template <class T>
+__device__ __forceinline__ T* dynamic_shared() {
+  extern __shared__ __align__(16) unsigned char dynamic_shared_bytes[];
+  return reinterpret_cast<T*>(dynamic_shared_bytes);
+}
+
 /// Runs a kernel with `shared_bytes` of dynamic shared memory. Nothing waits for it.
 template <class... Parameters, class... Arguments>
 void run_shared(cudaStream_t stream, dim3 blocks, dim3 threads, std::size_t shared_bytes,

@@ -1,0 +1,256 @@
+// One operation on made-up input, a function each: run on any backend, it returns every output.
+#pragma once
+
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "backend.h"
+
+namespace native {
+
+using deqreg::Grid;
+using deqreg::Interpolation;
+using deqreg::Padding;
+using deqreg::Sampling;
+
+/// What an operation is run with; a case reads what concerns it.
+struct Setting {
+  DType dtype = DType::float32;
+  Grid image{3, {7, 9, 37}}, out{3, {6, 5, 41}};
+  std::int64_t batch = 2, channels = 3;
+  Padding padding = Padding::border;
+  Interpolation interpolation = Interpolation::linear;
+  bool affine = false, deterministic = false;
+  double displacement = 3.0;  // voxels; three of them leave these small images on every side
+
+  std::string text() const {
+    const char* const dtypes[] = {"float32", "float64", "float16", "bfloat16"};
+    std::string words = dtypes[static_cast<int>(dtype)];
+    for (const Grid& grid : {image, out}) {
+      words += ' ';
+      for (int a = 0; a < grid.dims; ++a) words += (a > 0 ? "x" : "") + std::to_string(grid.size[a]);
+    }
+    if (padding == Padding::zeros) words += " zeros";
+    if (interpolation == Interpolation::nearest) words += " nearest";
+    if (affine) words += " affine";
+    if (displacement < 1.0) words += " smooth";
+    if (deterministic) words += " deterministic";
+    return words;
+  }
+};
+
+/// Normally distributed values, the same in every run and on every platform's generator.
+class Random {
+ public:
+  Values normal(std::int64_t count, double scale = 1.0) {
+    Values values(static_cast<std::size_t>(count));
+    for (double& value : values) {
+      value = -6.0;
+      for (int k = 0; k < 12; ++k) value += static_cast<double>(engine_()) / 4294967296.0;
+      value *= scale;
+    }
+    return values;
+  }
+
+  /// [A | t] near the identity, for each sample.
+  Values affine(std::int64_t batch, int dims) {
+    Values values = normal(batch * dims * (dims + 1), 0.1);
+    for (std::int64_t n = 0; n < batch; ++n)
+      for (int a = 0; a < dims; ++a) values[static_cast<std::size_t>((n * dims + a) * (dims + 1) + a)] += 1.0;
+    return values;
+  }
+
+ private:
+  std::mt19937 engine_{5};
+};
+
+template <class Backend>
+Sampling sampling(Backend& on, const Setting& s, Random& random) {
+  const DType dtype = coordinates_of(s.dtype);
+  const int dims = s.image.dims;
+  const void* displacement = on.input(random.normal(s.batch * dims * s.out.voxels(), s.displacement), dtype);
+  const void* affine = s.affine ? on.input(random.affine(s.batch, dims), dtype) : nullptr;
+  return {displacement, affine, s.interpolation, s.padding};
+}
+
+template <class Backend>
+Values warp(Backend& on, const Setting& s) {
+  Random random;
+  const std::int64_t planes = s.batch * s.channels;
+  const auto count = static_cast<std::size_t>(planes * s.out.voxels());
+  const void* image = on.input(random.normal(planes * s.image.voxels()), s.dtype);
+  void* out = on.output(count, s.dtype);
+  on.launch(deqreg::Warp{on.stored(s.dtype), s.batch, s.channels, s.image, s.out, sampling(on, s, random), image, out});
+  return on.read(out, count, s.dtype);
+}
+
+template <class Backend>
+Values splat(Backend& on, const Setting& s) {
+  Random random;
+  const std::int64_t planes = s.batch * s.channels;
+  const auto count = static_cast<std::size_t>(planes * s.image.voxels());
+  const void* values = on.input(random.normal(planes * s.out.voxels()), s.dtype);
+  void* image = on.output(count, s.dtype);
+  deqreg::Splat op{on.stored(s.dtype), s.batch, s.channels, s.image,         s.out, sampling(on, s, random),
+                   values,             image,   s.deterministic, nullptr};
+  op.workspace = on.workspace(op);
+  on.launch(op);
+  return on.read(image, count, s.dtype);
+}
+
+template <class Backend>
+Values warp_gradient(Backend& on, const Setting& s) {
+  Random random;
+  const std::int64_t planes = s.batch * s.channels;
+  const auto count = static_cast<std::size_t>(s.batch * s.image.dims * s.out.voxels());
+  const void* image = on.input(random.normal(planes * s.image.voxels()), s.dtype);
+  const void* values = on.input(random.normal(planes * s.out.voxels()), s.dtype);
+  void* out = on.output(count, coordinates_of(s.dtype));
+  on.launch(deqreg::WarpGradient{on.stored(s.dtype), s.batch, s.channels, s.image, s.out, sampling(on, s, random),
+                                 image, values, out});
+  return on.read(out, count, coordinates_of(s.dtype));
+}
+
+template <class Backend>
+Values compose(Backend& on, const Setting& s) {
+  Random random;
+  const int dims = s.image.dims;
+  const auto count = static_cast<std::size_t>(s.batch * dims * s.out.voxels());
+  const void* outer = on.input(random.normal(s.batch * dims * s.image.voxels(), 2.0), s.dtype);
+  const void* inner = on.input(random.normal(s.batch * dims * s.out.voxels(), 2.0), s.dtype);
+  void* out = on.output(count, s.dtype);
+  on.launch(deqreg::Compose{s.dtype, s.batch, s.image, s.out, outer, inner, out});
+  return on.read(out, count, s.dtype);
+}
+
+template <int steps, class Backend>
+Values exponential(Backend& on, const Setting& s) {
+  Random random;
+  const auto count = static_cast<std::size_t>(s.batch * s.image.dims * s.image.voxels());
+  const void* velocity = on.input(random.normal(static_cast<std::int64_t>(count)), s.dtype);
+  void* out = on.output(count, s.dtype);
+  on.launch(deqreg::Exponential{s.dtype, s.batch, steps, s.image, velocity, out, on.output(count, s.dtype)});
+  return on.read(out, count, s.dtype);
+}
+
+/// Sigmas that take one, two and three passes, and a radius beyond a short axis.
+template <int sigmas, class Backend>
+Values gaussian(Backend& on, const Setting& s) {
+  constexpr double sigma[4][3] = {{0.0, 0.0, 0.0}, {0.0, 1.5, 0.0}, {4.0, 0.5, 0.0}, {0.7, 1.0, 12.0}};
+  Random random;
+  const auto count = static_cast<std::size_t>(s.batch * s.channels * s.image.voxels());
+  const void* image = on.input(random.normal(static_cast<std::int64_t>(count)), s.dtype);
+  void* out = on.output(count, s.dtype);
+  deqreg::Gaussian op{on.stored(s.dtype), s.batch, s.channels, s.image, {}, image, out, on.output(count, s.dtype)};
+  for (int a = 0; a < s.image.dims; ++a) op.sigma[a] = sigma[sigmas][a];
+  on.launch(op);
+  return on.read(out, count, s.dtype);
+}
+
+/// A case with a name. `ordered`: its CUDA kernel gives the same bits in every run. `passes`: how often a value is
+/// rounded to its stored type on the way.
+template <class Backend>
+struct Case {
+  std::string name;
+  Setting setting;
+  Values (*run)(Backend&, const Setting&);
+  bool ordered = true;
+  int passes = 1;
+};
+
+inline Grid grid2(std::int64_t a, std::int64_t b) { return {2, {a, b, 1}}; }
+
+inline Grid grid3(std::int64_t a, std::int64_t b, std::int64_t c) { return {3, {a, b, c}}; }
+
+inline std::vector<Setting> sampling_settings() {
+  std::vector<Setting> settings;
+  for (DType dtype : {DType::float32, DType::float64, DType::float16, DType::bfloat16}) {
+    for (int k = 0; k < 8; ++k) {
+      if (dtype != DType::float32 && k != 0 && k != 3 && k != 5) continue;  // types and modes do not interact
+      Setting s;
+      s.dtype = dtype;
+      s.padding = k & 1 ? Padding::zeros : Padding::border;
+      s.interpolation = k & 2 ? Interpolation::nearest : Interpolation::linear;
+      s.affine = (k & 4) != 0;
+      settings.push_back(s);
+    }
+    Setting flat;
+    flat.dtype = dtype;
+    flat.image = grid2(19, 45);
+    flat.out = grid2(33, 70);
+    settings.push_back(flat);
+  }
+  for (Padding padding : {Padding::border, Padding::zeros}) {  // neighbouring voxels sample neighbouring cells
+    Setting smooth;
+    smooth.padding = padding;
+    smooth.displacement = 0.1;
+    settings.push_back(smooth);
+  }
+  Setting thin;  // axes of one voxel, and an image that every sample falls into
+  thin.image = grid3(1, 6, 1);
+  thin.out = grid3(3, 3, 3);
+  settings.push_back(thin);
+  return settings;
+}
+
+inline std::vector<Setting> field_settings() {
+  std::vector<Setting> settings;
+  for (DType dtype : {DType::float32, DType::float64}) {
+    for (const auto& grids : {std::pair{grid3(7, 9, 37), grid3(6, 5, 41)}, std::pair{grid2(19, 45), grid2(33, 70)}}) {
+      Setting s;
+      s.dtype = dtype;
+      s.image = grids.first;
+      s.out = grids.second;
+      settings.push_back(s);
+    }
+  }
+  return settings;
+}
+
+template <class Backend>
+void add_splats(const Setting& setting, std::vector<Case<Backend>>& cases) {
+  Setting s = setting;
+  cases.push_back({"splat", s, splat<Backend>, false});
+  s.deterministic = true;
+  cases.push_back({"splat", s, splat<Backend>});
+}
+
+template <class Backend>
+void add_gaussians(const Setting& setting, std::vector<Case<Backend>>& cases) {
+  Setting s = setting;
+  for (const Grid& grid : {grid3(7, 9, 37), grid3(70, 2, 33), grid2(3, 300)}) {
+    s.image = s.out = grid;
+    cases.push_back({"gaussian 0", s, gaussian<0, Backend>});
+    cases.push_back({"gaussian 1", s, gaussian<1, Backend>, true, 1});
+    cases.push_back({"gaussian 2", s, gaussian<2, Backend>, true, 2});
+    cases.push_back({"gaussian 3", s, gaussian<3, Backend>, true, 3});
+  }
+}
+
+template <class Backend>
+std::vector<Case<Backend>> all_cases() {
+  std::vector<Case<Backend>> cases;
+  for (const Setting& s : sampling_settings()) {
+    cases.push_back({"warp", s, warp<Backend>});
+    add_splats(s, cases);
+    if (s.interpolation == Interpolation::linear) cases.push_back({"warp_gradient", s, warp_gradient<Backend>});
+  }
+  for (const Setting& s : field_settings()) {
+    cases.push_back({"compose", s, compose<Backend>});
+    cases.push_back({"exponential 0", s, exponential<0, Backend>});
+    cases.push_back({"exponential 1", s, exponential<1, Backend>});
+    cases.push_back({"exponential 4", s, exponential<4, Backend>});
+  }
+  for (DType dtype : {DType::float32, DType::float64, DType::float16, DType::bfloat16}) {
+    Setting s;
+    s.dtype = dtype;
+    s.batch = 1;
+    s.channels = 2;
+    add_gaussians(s, cases);
+  }
+  return cases;
+}
+
+}  // namespace native
