@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "core/anderson.h"
 #include "core/sampling.h"
 
 #if defined(DEQREG_WITH_CUDA)
@@ -170,6 +171,53 @@ struct Lncc {
   void* workspace;           // CUDA: workspace_bytes(). The CPU kernel takes none
 };
 
+/// Enters f(z) and g = f(z) - z into every running sample's slot of the ring, and sums the products of g with the
+/// ring's residuals, a chunk of core::anderson_chunk elements to a partial. Entries of slots outside the history are
+/// undefined.
+struct AndersonUpdate {
+  DType dtype;  // float32 or float64
+  std::int64_t batch, elements;
+  std::int32_t slots;
+  std::int64_t partial_count, partial_offset;  // of a state's all components, and where this one's begin
+  const void* z;                               // [N, elements]
+  const void* value;                           // [N, elements], f(z)
+  void* values;                                // [slots, N, elements]
+  void* residuals;                             // [slots, N, elements]
+  double* partials;                            // [N, partial_count, slots + 1], the last product is |f(z)|^2
+  const core::AndersonCounters* counters;      // [N]
+};
+
+/// Adds the partials up and decides every running sample's next step, see core::advance_anderson.
+struct AndersonSolve {
+  std::int64_t batch;
+  std::int32_t slots;
+  std::int64_t partial_count, max_steps;
+  core::AndersonRule rule;
+  const double* partials;            // [N, partial_count, slots + 1]
+  double* gram;                      // [N, slots, slots]
+  core::AndersonCounters* counters;  // [N]
+  core::AndersonLevels* levels;      // [N]
+  double* history;                   // [max_steps, N]
+  double* weights;                   // [N, slots]
+
+  DEQREG_INLINE core::AndersonSample sample(std::int64_t n) const {
+    return {gram + n * slots * slots, counters + n, levels + n, history + n, weights + n * slots, batch, max_steps};
+  }
+};
+
+/// z = sum_j w_j (f_j - (1 - step) g_j) for every running sample; slots of weight zero are not read.
+struct AndersonMix {
+  DType dtype;
+  std::int64_t batch, elements;
+  std::int32_t slots;
+  const void* values;                      // [slots, N, elements]
+  const void* residuals;                   // [slots, N, elements]
+  const double* weights;                   // [N, slots]
+  const core::AndersonLevels* levels;      // [N]
+  const core::AndersonCounters* counters;  // [N]
+  void* z;                                 // [N, elements]
+};
+
 namespace cpu {
 
 /// How a kernel spreads its work: lent by the caller, so that the library brings no thread pool of its own.
@@ -181,6 +229,9 @@ struct Executor {
 
 /// Every operation the CPU kernels implement, for the files that have to name them all.
 #define DEQREG_CPU_OPERATIONS(X) \
+  X(AndersonMix)                 \
+  X(AndersonSolve)               \
+  X(AndersonUpdate)              \
   X(Compose)                     \
   X(Exponential)                 \
   X(Gaussian) X(JacobianDeterminant) X(JacobianDeterminantGradient) X(Lncc) X(Splat) X(Warp) X(WarpGradient)
@@ -202,6 +253,9 @@ bool isa_select(Isa isa);     // false, and no change, where unsupported
 #if defined(DEQREG_WITH_CUDA)
 namespace cuda {
 
+void launch(const AndersonUpdate& op, cudaStream_t stream);
+void launch(const AndersonSolve& op, cudaStream_t stream);
+void launch(const AndersonMix& op, cudaStream_t stream);
 void launch(const Compose& op, cudaStream_t stream);
 void launch(const Exponential& op, cudaStream_t stream);
 void launch(const Gaussian& op, cudaStream_t stream);

@@ -1,6 +1,8 @@
 # ruff: noqa: N999  (the name of the compiled module)
 """The compiled module: how it was built, and the choice of instruction set. The operators are in `torch.ops.deqreg`."""
 
+anderson_chunk: int
+anderson_max_slots: int
 compiler: str
 cuda_architectures: str
 

@@ -1,6 +1,7 @@
 // The operators on the CPU, on torch's own threads.
 #include <torch/csrc/stable/library.h>
 
+#include "bindings/anderson.h"
 #include "bindings/compose.h"
 #include "bindings/exponential.h"
 #include "bindings/gaussian.h"
@@ -31,6 +32,9 @@ struct Cpu {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(deqreg, CPU, m) {
+  m.impl("anderson_mix", TORCH_BOX(&anderson_mix<Cpu>));
+  m.impl("anderson_solve", TORCH_BOX(&anderson_solve<Cpu>));
+  m.impl("anderson_update", TORCH_BOX(&anderson_update<Cpu>));
   m.impl("compose", TORCH_BOX(&compose<Cpu>));
   m.impl("exponential", TORCH_BOX(&exponential<Cpu>));
   m.impl("gaussian", TORCH_BOX(&gaussian<Cpu>));

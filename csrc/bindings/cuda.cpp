@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/macros.h>
 
+#include "bindings/anderson.h"
 #include "bindings/compose.h"
 #include "bindings/exponential.h"
 #include "bindings/gaussian.h"
@@ -36,6 +37,9 @@ struct Cuda {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(deqreg, CUDA, m) {
+  m.impl("anderson_mix", TORCH_BOX(&anderson_mix<Cuda>));
+  m.impl("anderson_solve", TORCH_BOX(&anderson_solve<Cuda>));
+  m.impl("anderson_update", TORCH_BOX(&anderson_update<Cuda>));
   m.impl("compose", TORCH_BOX(&compose<Cuda>));
   m.impl("exponential", TORCH_BOX(&exponential<Cuda>));
   m.impl("gaussian", TORCH_BOX(&gaussian<Cuda>));

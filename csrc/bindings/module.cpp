@@ -34,6 +34,8 @@ PYBIND11_MODULE(_C, m) {
 #else
   m.attr("cuda_architectures") = "";
 #endif
+  m.attr("anderson_chunk") = deqreg::core::anderson_chunk;
+  m.attr("anderson_max_slots") = deqreg::core::anderson_max_slots;
   m.attr("compiler") = DEQREG_COMPILER;
   m.def("instruction_sets_compiled", [] { return instruction_sets(deqreg::cpu::isa_compiled); });
   m.def("instruction_sets_supported", [] { return instruction_sets(deqreg::cpu::isa_supported); });

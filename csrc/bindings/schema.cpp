@@ -2,6 +2,16 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(deqreg, m) {
+  m.def(
+      "anderson_update(Tensor z, Tensor value, Tensor(a!) values, Tensor(b!) residuals, Tensor(c!) partials, "
+      "Tensor counters, int offset) -> ()");
+  m.def(
+      "anderson_solve(Tensor partials, Tensor(a!) gram, Tensor(b!) counters, Tensor(c!) levels, Tensor(d!) history, "
+      "Tensor(e!) weights, int memory, float damping, float regularisation, float tol, float growth, "
+      "float divergence, int patience, float relative, float absolute) -> ()");
+  m.def(
+      "anderson_mix(Tensor values, Tensor residuals, Tensor weights, Tensor levels, Tensor counters, Tensor(a!) z) -> "
+      "()");
   m.def("compose(Tensor outer, Tensor inner) -> Tensor");
   m.def("exponential(Tensor velocity, int steps) -> Tensor");
   m.def("gaussian(Tensor image, float[] sigma) -> Tensor");

@@ -1,5 +1,11 @@
 """Stateless operators on tensors, one a file; `deqreg.ops.reference` has each in ten lines of plain torch."""
 
+from deqreg.ops.anderson import (
+    anderson_mix,
+    anderson_partials,
+    anderson_solve,
+    anderson_update,
+)
 from deqreg.ops.compose import compose
 from deqreg.ops.exponential import exponential
 from deqreg.ops.gaussian import MAX_SIGMA, gaussian
@@ -10,6 +16,10 @@ from deqreg.ops.warp import warp, warp_gradient
 
 __all__ = [
     "MAX_SIGMA",
+    "anderson_mix",
+    "anderson_partials",
+    "anderson_solve",
+    "anderson_update",
     "compose",
     "exponential",
     "gaussian",

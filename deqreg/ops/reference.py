@@ -12,6 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from deqreg import _C
+from deqreg.ops.anderson import AndersonCounter, AndersonLevel, AndersonStatus, anderson_partials
+
 
 def positions(displacement: Tensor, affine: Tensor | None = None) -> Tensor:
     """Sample positions `A (x + u) + t`, `[N, d, *S]`, in voxels."""
@@ -144,3 +147,111 @@ def lncc(
     covariance = mean(i * j) - mean(i) * mean(j) + shared
     variances = [(mean(a * a) - mean(a).square()).clamp(min=0) + epsilon for a in (i, j)]
     return (inside * covariance.square() / (variances[0] * variances[1]) / voxels).flatten(1).sum(1)
+
+
+def anderson_update(
+    z: Tensor, value: Tensor, values: Tensor, residuals: Tensor, partials: Tensor, counters: Tensor, offset: int = 0
+) -> None:
+    """One sample after the other; a chunk's products by `(a * b).sum()`."""
+    chunks = anderson_partials(z.shape[1:].numel())
+    for n, (slot, _, valid, *_, status) in enumerate(counters.tolist()):
+        if status != AndersonStatus.RUNNING:
+            continue
+        values[slot, n], residuals[slot, n] = value[n], value[n] - z[n]
+        for j in range(len(values) + 1):
+            if j == len(values):
+                products = value[n].double().square()
+            elif j == slot or valid >> j & 1:
+                products = residuals[j, n].double() * residuals[slot, n].double()
+            else:
+                continue
+            for p in range(chunks):
+                chunk = products.flatten()[p * _C.anderson_chunk : (p + 1) * _C.anderson_chunk]
+                partials[n, offset + p, j] = chunk.sum()
+
+
+def anderson_weights(gram: Tensor, history: list[int], regularisation: float) -> Tensor:
+    """Minimiser of `w^T (G + regularisation diag(G)) w` under `sum w = 1`, by a pseudo-inverse on a unit diagonal."""
+    block = gram[history][:, history]
+    scale = block.diagonal().rsqrt()
+    unit = block * scale * scale[:, None] + regularisation * torch.eye(len(history)).to(block)
+    weights = scale * (torch.linalg.pinv(unit, hermitian=True) @ scale)
+    return weights / weights.sum()
+
+
+def anderson_solve(
+    partials: Tensor,
+    gram: Tensor,
+    counters: Tensor,
+    levels: Tensor,
+    history: Tensor,
+    weights: Tensor,
+    *,
+    memory: int,
+    damping: float,
+    regularisation: float,
+    tol: float,
+    growth: float,
+    divergence: float,
+    patience: int,
+    relative: float,
+    absolute: float,
+) -> None:
+    """The rules of `deqreg.ops.anderson_solve` one by one, a sample at a time."""
+    slots = gram.shape[1]
+    for n, row in enumerate(partials.sum(1)):
+        slot, best, valid, mixed, retreats, stale, steps, status = counters[n].tolist()
+        if status != AndersonStatus.RUNNING:
+            continue
+        valid |= 1 << slot
+        for j in range(slots):
+            if valid >> j & 1:
+                gram[n, slot, j] = gram[n, j, slot] = row[j]
+        squared, residual = float(row[slot]), float(row[slot].sqrt() / (relative * row[slots].sqrt() + absolute))
+        finite = bool(row[slot].isfinite() and row[slots].isfinite())
+        history[steps, n] = residual
+        if finite and (best < 0 or squared < 0.999 * levels[n, AndersonLevel.REFERENCE]):
+            levels[n, AndersonLevel.REFERENCE], stale = squared, -1
+        if finite and (best < 0 or squared < gram[n, best, best]):
+            best, retreats = slot, 0
+        stale += 1
+        step, chosen = damping, []
+        if finite and residual <= tol:
+            status, best = AndersonStatus.CONVERGED, slot
+        elif not finite and (best < 0 or retreats == 5):
+            status = AndersonStatus.NONFINITE
+            retreats += best >= 0
+        elif not finite:
+            retreats += 1
+            step, chosen, valid = damping * 0.5**retreats, [best], 1 << best
+            levels[n, AndersonLevel.REFERENCE] = gram[n, best, best]
+        elif squared > divergence**2 * gram[n, best, best]:
+            status = AndersonStatus.DIVERGED
+        else:
+            grew = squared > growth**2 * float(levels[n, AndersonLevel.REFERENCE])
+            if grew:
+                levels[n, AndersonLevel.REFERENCE], stale = squared, 0
+            if (grew and mixed) or memory == 1:
+                valid = 1 << slot
+            if stale >= patience:
+                status = AndersonStatus.STAGNATED
+            chosen = [j for j in range(slots) if valid >> j & 1]
+        weights[n] = 0
+        if chosen:
+            weights[n, chosen] = anderson_weights(gram[n], chosen, regularisation)
+        levels[n, AndersonLevel.STEP] = step
+        mixed = valid.bit_count() > 1
+        slot = (slot + 1) % slots
+        slot = (slot + 1) % slots if slot == best else slot
+        counters[n] = torch.tensor([slot, best, valid & ~(1 << slot), mixed, retreats, stale, steps + 1, status])
+
+
+def anderson_mix(
+    values: Tensor, residuals: Tensor, weights: Tensor, levels: Tensor, counters: Tensor, z: Tensor
+) -> None:
+    """`z = sum_j w_j (f_j - (1 - step) g_j)` over the slots of non-zero weight."""
+    for n in range(len(z)):
+        if counters[n, AndersonCounter.STATUS] == AndersonStatus.RUNNING:
+            used = weights[n].nonzero()[:, 0]
+            terms = values[used, n].double() - (1 - levels[n, AndersonLevel.STEP]) * residuals[used, n].double()
+            z[n] = torch.tensordot(weights[n, used], terms, dims=1)
