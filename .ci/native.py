@@ -3,8 +3,8 @@
 
     python .ci/native.py [--build build/native] [--arch 80 --arch 90] [--no-tests]
 
-Without nvcc the CPU kernels are built and the CUDA kernels are tested by emulation only; the report says so. The binding
-is compiled too where torch is installed, for CUDA even against a torch without it.
+Without nvcc the CPU kernels are built and the CUDA kernels are tested by emulation only; the report says so. The
+binding is compiled too where torch is installed, for CUDA even against a torch without it.
 """
 
 from __future__ import annotations

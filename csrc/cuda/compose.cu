@@ -1,6 +1,5 @@
 // Composition: the warp of the outer field, one cell a voxel for all its components, plus the inner field.
 #include "cuda/compose.h"
-
 #include "cuda/sampling.h"
 
 namespace deqreg::cuda {
@@ -10,7 +9,7 @@ template <int D, class T, class Index>
 __global__ void __launch_bounds__(block_threads)
     compose_kernel(const T* __restrict__ outer, T* __restrict__ out, Sampler<D, T, Index> sampler, Tiling<D> tiling,
                    T scale) {
-  for_tiles<1>(tiling, [&](std::int64_t sample, const std::int32_t(&position)[D]) {
+  for_tiles<1>(tiling, [&](std::int64_t sample, const std::int32_t (&position)[D]) {
     if (!contains(tiling, position)) return;
     const Index offset = offset_of<Index>(tiling, position);
     const std::int64_t first = sample * D;

@@ -13,9 +13,9 @@ struct Axis {
   std::int64_t outer, size, inner;
 };
 
-constexpr int outputs = 8;                              // a thread's, in registers
-constexpr int column_length = outputs * block_warps;    // along the axis, a block's
-constexpr int segment_length = outputs * warp_lanes;    // along the axis where it is the fastest, a warp's
+constexpr int outputs = 8;                            // a thread's, in registers
+constexpr int column_length = outputs * block_warps;  // along the axis, a block's
+constexpr int segment_length = outputs * warp_lanes;  // along the axis where it is the fastest, a warp's
 
 /// sum_k w(k) line(k), over taps `step` elements apart for each of a thread's outputs, `pitch` elements apart.
 template <class T>
@@ -46,7 +46,8 @@ __global__ void __launch_bounds__(block_threads)
       const int count = left < column_length ? static_cast<int>(left) : column_length;
       for (int row = warp; row < count + 2 * radius; row += block_warps)
         if (column < axis.inner)
-          shared[row * warp_lanes + lane] = T(image[base + core::reflect(first + row - radius, axis.size) * axis.inner]);
+          shared[row * warp_lanes + lane] =
+              T(image[base + core::reflect(first + row - radius, axis.size) * axis.inner]);
       __syncthreads();
       T sum[outputs];
       convolve(taps, shared + (warp + radius) * warp_lanes + lane, warp_lanes, block_threads, sum);
@@ -136,8 +137,8 @@ void launch(const Gaussian& op, cudaStream_t stream) {
     const void* current = op.image;
     for (int i = 0; i < count; ++i) {
       void* const next = (count - i) % 2 == 1 ? op.out : op.workspace;
-      smooth(static_cast<const Storage*>(current), static_cast<Storage*>(next), axis_of(op, axes[i]),
-             op.sigma[axes[i]], stream);
+      smooth(static_cast<const Storage*>(current), static_cast<Storage*>(next), axis_of(op, axes[i]), op.sigma[axes[i]],
+             stream);
       current = next;
     }
   });

@@ -71,8 +71,8 @@ __device__ __forceinline__ T* dynamic_shared() {
 
 /// Runs a kernel with `shared_bytes` of dynamic shared memory. Nothing waits for it.
 template <class... Parameters, class... Arguments>
-void run_shared(cudaStream_t stream, dim3 blocks, dim3 threads, std::size_t shared_bytes,
-                void (*kernel)(Parameters...), Arguments... arguments) {
+void run_shared(cudaStream_t stream, dim3 blocks, dim3 threads, std::size_t shared_bytes, void (*kernel)(Parameters...),
+                Arguments... arguments) {
   cudaLaunchConfig_t config{};
   config.gridDim = blocks;
   config.blockDim = threads;
@@ -143,7 +143,8 @@ __device__ __forceinline__ void for_tiles(const Tiling<D>& tiling, const Body& b
       position[D - 1] = static_cast<std::int32_t>(tile - row * tiling.tiles[D - 1]) * warp_lanes + lane;
       if constexpr (D == 3) {
         const std::uint32_t plane = row / tiling.tiles[1];
-        position[1] = static_cast<std::int32_t>(row - plane * tiling.tiles[1]) * Tiling<D>::rows + warp % Tiling<D>::rows;
+        position[1] =
+            static_cast<std::int32_t>(row - plane * tiling.tiles[1]) * Tiling<D>::rows + warp % Tiling<D>::rows;
         position[0] = static_cast<std::int32_t>(plane) * Tiling<D>::tile_step * Depth + warp / Tiling<D>::rows;
       } else {
         position[0] = static_cast<std::int32_t>(row) * Tiling<D>::tile_step * Depth + warp;

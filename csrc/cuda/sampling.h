@@ -55,7 +55,8 @@ __device__ __forceinline__ void sample_position(const Sampler<D, T, Index>& samp
   core::apply_affine<D, T>(sampler.affine == nullptr ? nullptr : sampler.affine + sample * D * (D + 1), point, mapped);
 }
 
-/// The choice of padding is the same for a whole launch: a branch costs nothing, a kernel for each doubles their number.
+/// The choice of padding is the same for a whole launch: a branch costs nothing, a kernel for each doubles their
+/// number.
 template <int D, class T, class Index>
 __device__ __forceinline__ void find_cell(const Sampler<D, T, Index>& sampler, const T (&mapped)[D],
                                           LinearCell<D, T, Index>& cell) {

@@ -60,8 +60,7 @@ struct FixedPlane {
     atomicAdd(sums + offset, static_cast<Integer>(whole));
     if constexpr (std::is_same_v<T, double>) {
       const double rest = scaled - static_cast<double>(whole);
-      if (rest != 0.0)
-        atomicAdd(remainders + offset, static_cast<Integer>(__double2ll_rn(rest * remainder_scale)));
+      if (rest != 0.0) atomicAdd(remainders + offset, static_cast<Integer>(__double2ll_rn(rest * remainder_scale)));
     }
   }
 };
@@ -172,7 +171,7 @@ template <class Cell, int D, class T, class Index, class Storage, class Sums>
 __global__ void __launch_bounds__(block_threads)
     splat_kernel(const Storage* __restrict__ values, Sums sums, Sampler<D, T, Index> sampler, Tiling<D> tiling,
                  std::int64_t channels) {
-  for_tiles<depth<T>>(tiling, [&](std::int64_t sample, const std::int32_t(&first)[D]) {
+  for_tiles<depth<T>>(tiling, [&](std::int64_t sample, const std::int32_t (&first)[D]) {
     Voxels<depth<T>, Index, Cell> voxels;
     find_voxels(tiling, sampler, sample, first, voxels);
     Handover handover[depth<T>];

@@ -22,7 +22,7 @@ template <class Cell, int D, class T, class Index, class Storage>
 __global__ void __launch_bounds__(block_threads)
     warp_kernel(const Storage* __restrict__ image, Storage* __restrict__ out, Sampler<D, T, Index> sampler,
                 Tiling<D> tiling, std::int64_t channels) {
-  for_tiles<depth>(tiling, [&](std::int64_t sample, const std::int32_t(&first)[D]) {
+  for_tiles<depth>(tiling, [&](std::int64_t sample, const std::int32_t (&first)[D]) {
     Voxels<depth, Index, Cell> voxels;
     find_voxels(tiling, sampler, sample, first, voxels);
     const Storage* from = image + sample * channels * sampler.image_voxels;
@@ -45,7 +45,7 @@ template <int D, class T, class Index, class Storage>
 __global__ void __launch_bounds__(block_threads)
     gradient_kernel(const Storage* __restrict__ image, const Storage* __restrict__ values, T* __restrict__ out,
                     Sampler<D, T, Index> sampler, Tiling<D> tiling, std::int64_t channels) {
-  for_tiles<1>(tiling, [&](std::int64_t sample, const std::int32_t(&first)[D]) {
+  for_tiles<1>(tiling, [&](std::int64_t sample, const std::int32_t (&first)[D]) {
     Voxels<1, Index, LinearCell<D, T, Index>> voxels;
     find_voxels(tiling, sampler, sample, first, voxels);
     const LinearCell<D, T, Index>& cell = voxels.cell[0];

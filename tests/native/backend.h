@@ -1,5 +1,5 @@
-// Where a case's operations run. A backend takes inputs as doubles, stores them in the type asked for, and gives outputs
-// back as doubles, so that a case is written once for the CPU, the emulation and a GPU.
+// Where a case's operations run. A backend takes inputs as doubles, stores them in the type asked for, and gives
+// outputs back as doubles, so that a case is written once for the CPU, the emulation and a GPU.
 #pragma once
 
 #include <cstdint>
@@ -16,10 +16,9 @@ namespace native {
 using deqreg::DType;
 using Values = std::vector<double>;
 using Bytes = std::vector<unsigned char>;
+using Outputs = std::vector<Values>;
 
-inline std::size_t size_of(DType dtype) {
-  return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
-}
+inline std::size_t size_of(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
 
 /// The type of coordinates and sums beside values of `dtype`.
 inline DType coordinates_of(DType dtype) { return dtype == DType::float64 ? DType::float64 : DType::float32; }
@@ -62,20 +61,32 @@ inline Values decode(const Bytes& bytes, DType dtype) {
   return values;
 }
 
-/// The CPU kernels on threads started for each loop. What a GPU would store in half precision is float32 here, after the
-/// same rounding of the inputs.
+/// The CPU kernels on threads started for each loop. What a GPU would store in half precision is float32 here, after
+/// the same rounding of the inputs.
 class Cpu {
  public:
   explicit Cpu(int threads) { threads_ = threads; }
 
   DType stored(DType dtype) const { return coordinates_of(dtype); }
 
-  const void* input(const Values& values, DType dtype) {
+  void* input(const Values& values, DType dtype) {
     return keep(encode(decode(encode(values, dtype), dtype), stored(dtype)));
   }
 
   /// Filled with not-a-number, so that an element which nothing writes shows.
   void* output(std::size_t count, DType dtype) { return keep(Bytes(count * size_of(stored(dtype)), 0xff)); }
+
+  /// Plain data that is the same everywhere: masks, counters.
+  template <class T>
+  T* raw(const std::vector<T>& values) {
+    const auto* bytes = reinterpret_cast<const unsigned char*>(values.data());
+    return reinterpret_cast<T*>(keep(Bytes(bytes, bytes + values.size() * sizeof(T))));
+  }
+
+  template <class T>
+  std::vector<T> read_raw(const T* pointer, std::size_t count) const {
+    return {pointer, pointer + count};
+  }
 
   template <class Op>
   void* workspace(const Op&) {

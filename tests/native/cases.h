@@ -76,32 +76,32 @@ Sampling sampling(Backend& on, const Setting& s, Random& random) {
 }
 
 template <class Backend>
-Values warp(Backend& on, const Setting& s) {
+Outputs warp(Backend& on, const Setting& s) {
   Random random;
   const std::int64_t planes = s.batch * s.channels;
   const auto count = static_cast<std::size_t>(planes * s.out.voxels());
   const void* image = on.input(random.normal(planes * s.image.voxels()), s.dtype);
   void* out = on.output(count, s.dtype);
   on.launch(deqreg::Warp{on.stored(s.dtype), s.batch, s.channels, s.image, s.out, sampling(on, s, random), image, out});
-  return on.read(out, count, s.dtype);
+  return {on.read(out, count, s.dtype)};
 }
 
 template <class Backend>
-Values splat(Backend& on, const Setting& s) {
+Outputs splat(Backend& on, const Setting& s) {
   Random random;
   const std::int64_t planes = s.batch * s.channels;
   const auto count = static_cast<std::size_t>(planes * s.image.voxels());
   const void* values = on.input(random.normal(planes * s.out.voxels()), s.dtype);
   void* image = on.output(count, s.dtype);
-  deqreg::Splat op{on.stored(s.dtype), s.batch, s.channels, s.image,         s.out, sampling(on, s, random),
-                   values,             image,   s.deterministic, nullptr};
+  deqreg::Splat op{on.stored(s.dtype),      s.batch, s.channels, s.image,         s.out,
+                   sampling(on, s, random), values,  image,      s.deterministic, nullptr};
   op.workspace = on.workspace(op);
   on.launch(op);
-  return on.read(image, count, s.dtype);
+  return {on.read(image, count, s.dtype)};
 }
 
 template <class Backend>
-Values warp_gradient(Backend& on, const Setting& s) {
+Outputs warp_gradient(Backend& on, const Setting& s) {
   Random random;
   const std::int64_t planes = s.batch * s.channels;
   const auto count = static_cast<std::size_t>(s.batch * s.image.dims * s.out.voxels());
@@ -110,11 +110,11 @@ Values warp_gradient(Backend& on, const Setting& s) {
   void* out = on.output(count, coordinates_of(s.dtype));
   on.launch(deqreg::WarpGradient{on.stored(s.dtype), s.batch, s.channels, s.image, s.out, sampling(on, s, random),
                                  image, values, out});
-  return on.read(out, count, coordinates_of(s.dtype));
+  return {on.read(out, count, coordinates_of(s.dtype))};
 }
 
 template <class Backend>
-Values compose(Backend& on, const Setting& s) {
+Outputs compose(Backend& on, const Setting& s) {
   Random random;
   const int dims = s.image.dims;
   const auto count = static_cast<std::size_t>(s.batch * dims * s.out.voxels());
@@ -122,22 +122,22 @@ Values compose(Backend& on, const Setting& s) {
   const void* inner = on.input(random.normal(s.batch * dims * s.out.voxels(), 2.0), s.dtype);
   void* out = on.output(count, s.dtype);
   on.launch(deqreg::Compose{s.dtype, s.batch, s.image, s.out, outer, inner, out});
-  return on.read(out, count, s.dtype);
+  return {on.read(out, count, s.dtype)};
 }
 
 template <int steps, class Backend>
-Values exponential(Backend& on, const Setting& s) {
+Outputs exponential(Backend& on, const Setting& s) {
   Random random;
   const auto count = static_cast<std::size_t>(s.batch * s.image.dims * s.image.voxels());
   const void* velocity = on.input(random.normal(static_cast<std::int64_t>(count)), s.dtype);
   void* out = on.output(count, s.dtype);
   on.launch(deqreg::Exponential{s.dtype, s.batch, steps, s.image, velocity, out, on.output(count, s.dtype)});
-  return on.read(out, count, s.dtype);
+  return {on.read(out, count, s.dtype)};
 }
 
 /// Sigmas that take one, two and three passes, and a radius beyond a short axis.
 template <int sigmas, class Backend>
-Values gaussian(Backend& on, const Setting& s) {
+Outputs gaussian(Backend& on, const Setting& s) {
   constexpr double sigma[4][3] = {{0.0, 0.0, 0.0}, {0.0, 1.5, 0.0}, {4.0, 0.5, 0.0}, {0.7, 1.0, 12.0}};
   Random random;
   const auto count = static_cast<std::size_t>(s.batch * s.channels * s.image.voxels());
@@ -146,7 +146,126 @@ Values gaussian(Backend& on, const Setting& s) {
   deqreg::Gaussian op{on.stored(s.dtype), s.batch, s.channels, s.image, {}, image, out, on.output(count, s.dtype)};
   for (int a = 0; a < s.image.dims; ++a) op.sigma[a] = sigma[sigmas][a];
   on.launch(op);
-  return on.read(out, count, s.dtype);
+  return {on.read(out, count, s.dtype)};
+}
+
+template <class Backend>
+Outputs jacobian_determinant(Backend& on, const Setting& s) {
+  Random random;
+  const auto count = static_cast<std::size_t>(s.batch * s.image.voxels());
+  const void* field = on.input(random.normal(s.batch * s.image.dims * s.image.voxels(), 0.3), s.dtype);
+  void* out = on.output(count, s.dtype);
+  on.launch(deqreg::JacobianDeterminant{s.dtype, s.batch, s.image, field, out});
+  return {on.read(out, count, s.dtype)};
+}
+
+template <class Backend>
+Outputs jacobian_determinant_gradient(Backend& on, const Setting& s) {
+  Random random;
+  const std::int64_t elements = s.batch * s.image.dims * s.image.voxels();
+  const void* field = on.input(random.normal(elements, 0.3), s.dtype);
+  const void* grad = on.input(random.normal(s.batch * s.image.voxels()), s.dtype);
+  void* out = on.output(static_cast<std::size_t>(elements), s.dtype);
+  on.launch(deqreg::JacobianDeterminantGradient{s.dtype, s.batch, s.image, field, grad, out});
+  return {on.read(out, static_cast<std::size_t>(elements), s.dtype)};
+}
+
+/// A mask that leaves the first voxels out, and holes.
+template <class Backend>
+const std::uint8_t* mask_of(Backend& on, const Setting& s) {
+  std::vector<std::uint8_t> mask(static_cast<std::size_t>(s.batch * s.image.voxels()));
+  for (std::size_t i = 0; i < mask.size(); ++i) mask[i] = i % 1000 > 40 && i * 7919 % 11 != 0;
+  return on.raw(mask);
+}
+
+template <int window, bool masked, int gradients, class Backend>
+Outputs lncc(Backend& on, const Setting& s) {
+  Random random;
+  const auto count = static_cast<std::size_t>(s.batch * s.image.voxels());
+  const DType sums = coordinates_of(s.dtype);
+  const Values fixed = random.normal(static_cast<std::int64_t>(count), 0.3);
+  Values warped = random.normal(static_cast<std::int64_t>(count), 0.2);
+  for (std::size_t i = 0; i < count; ++i) warped[i] += fixed[i];
+  deqreg::Lncc op{};
+  op.dtype = on.stored(s.dtype);
+  op.batch = s.batch;
+  op.window = window;
+  op.epsilon = 1e-3;
+  op.shared = 1e-4;
+  op.grid = s.image;
+  op.fixed = on.input(fixed, s.dtype);
+  op.warped = on.input(warped, s.dtype);
+  op.mask = masked ? mask_of(on, s) : nullptr;
+  op.value = on.output(static_cast<std::size_t>(s.batch), sums);
+  op.grad_warped = gradients > 0 ? on.output(count, s.dtype) : nullptr;
+  op.grad_fixed = gradients > 1 ? on.output(count, s.dtype) : nullptr;
+  op.workspace = on.workspace(op);
+  on.launch(op);
+  Outputs outputs{on.read(op.value, static_cast<std::size_t>(s.batch), sums)};
+  if (gradients > 0) outputs.push_back(on.read(op.grad_warped, count, s.dtype));
+  if (gradients > 1) outputs.push_back(on.read(op.grad_fixed, count, s.dtype));
+  return outputs;
+}
+
+/// The state of an Anderson iteration on `elements` numbers a sample.
+template <class Backend>
+struct AndersonState {
+  static constexpr std::int64_t batch = 2, max_steps = 16;
+  std::int64_t elements, partial_count;
+  std::int32_t slots;
+  DType dtype;
+  void *z, *values, *residuals;
+  double *partials, *gram, *history, *weights;
+  deqreg::core::AndersonCounters* counters;
+  deqreg::core::AndersonLevels* levels;
+
+  AndersonState(Backend& on, const Values& start, std::int32_t slots, DType dtype)
+      : elements(static_cast<std::int64_t>(start.size()) / batch),
+        partial_count((elements + deqreg::core::anderson_chunk - 1) / deqreg::core::anderson_chunk),
+        slots(slots),
+        dtype(dtype) {
+    const auto zeros = [&](std::int64_t count) { return on.raw(Values(static_cast<std::size_t>(count))); };
+    z = on.input(start, dtype);
+    values = on.output(start.size() * static_cast<std::size_t>(slots), dtype);
+    residuals = on.output(start.size() * static_cast<std::size_t>(slots), dtype);
+    partials =
+        static_cast<double*>(on.output(static_cast<std::size_t>(batch * partial_count * (slots + 1)), DType::float64));
+    gram = zeros(batch * slots * slots);
+    history = zeros(max_steps * batch);
+    weights = zeros(batch * slots);
+    counters = on.raw(std::vector<deqreg::core::AndersonCounters>(batch, {0, -1, 0, 0, 0, 0, 0, 0}));
+    levels = on.raw(std::vector<deqreg::core::AndersonLevels>(batch, {0.0, 0.0}));
+  }
+
+  void step(Backend& on, const void* value, const deqreg::core::AndersonRule& rule) const {
+    on.launch(deqreg::AndersonUpdate{dtype, batch, elements, slots, partial_count, 0, z, value, values, residuals,
+                                     partials, counters});
+    on.launch(deqreg::AndersonSolve{batch, slots, partial_count, max_steps, rule, partials, gram, counters, levels,
+                                    history, weights});
+    on.launch(deqreg::AndersonMix{dtype, batch, elements, slots, values, residuals, weights, levels, counters, z});
+  }
+};
+
+/// Steps with values that do not depend on the state, so that rounding is not fed back.
+template <int slots, int elements, class Backend>
+Outputs anderson(Backend& on, const Setting& s) {
+  Random random;
+  constexpr std::int64_t batch = AndersonState<Backend>::batch;
+  const AndersonState<Backend> state(on, random.normal(batch * elements), slots, s.dtype);
+  const deqreg::core::AndersonRule rule{slots, 0.8, 1e-3, 1e-9, 2.0, 1e6, 50, 1.0, 0.0};
+  Outputs outputs;
+  for (int k = 0; k < slots + 2; ++k) {
+    state.step(on, on.input(random.normal(batch * elements, 1.0 / (k + 1)), s.dtype), rule);
+    outputs.push_back(on.read(state.z, batch * elements, s.dtype));
+    outputs.push_back(on.read_raw(state.weights, batch * slots));
+    Values books;
+    for (const auto& c : on.read_raw(state.counters, batch))
+      for (std::int64_t entry : {c.slot, c.best, c.valid, c.mixed, c.retreats, c.stale, c.steps, c.status})
+        books.push_back(static_cast<double>(entry));
+    outputs.push_back(books);
+  }
+  outputs.push_back(on.read_raw(state.history, batch * state.max_steps));
+  return outputs;
 }
 
 /// A case with a name. `ordered`: its CUDA kernel gives the same bits in every run. `passes`: how often a value is
@@ -155,7 +274,7 @@ template <class Backend>
 struct Case {
   std::string name;
   Setting setting;
-  Values (*run)(Backend&, const Setting&);
+  Outputs (*run)(Backend&, const Setting&);
   bool ordered = true;
   int passes = 1;
 };
@@ -230,6 +349,14 @@ void add_gaussians(const Setting& setting, std::vector<Case<Backend>>& cases) {
 }
 
 template <class Backend>
+void add_lnccs(const Setting& s, std::vector<Case<Backend>>& cases) {
+  cases.push_back({"lncc 5", s, lncc<5, false, 0, Backend>});
+  cases.push_back({"lncc 9 gradient", s, lncc<9, false, 1, Backend>});
+  cases.push_back({"lncc 3 masked gradients", s, lncc<3, true, 2, Backend>});
+  cases.push_back({"lncc 61 masked gradients", s, lncc<61, true, 2, Backend>});  // beyond shared memory
+}
+
+template <class Backend>
 std::vector<Case<Backend>> all_cases() {
   std::vector<Case<Backend>> cases;
   for (const Setting& s : sampling_settings()) {
@@ -242,6 +369,9 @@ std::vector<Case<Backend>> all_cases() {
     cases.push_back({"exponential 0", s, exponential<0, Backend>});
     cases.push_back({"exponential 1", s, exponential<1, Backend>});
     cases.push_back({"exponential 4", s, exponential<4, Backend>});
+    cases.push_back({"jacobian_determinant", s, jacobian_determinant<Backend>});
+    cases.push_back({"jacobian_determinant_gradient", s, jacobian_determinant_gradient<Backend>});
+    add_lnccs(s, cases);
   }
   for (DType dtype : {DType::float32, DType::float64, DType::float16, DType::bfloat16}) {
     Setting s;
@@ -249,6 +379,17 @@ std::vector<Case<Backend>> all_cases() {
     s.batch = 1;
     s.channels = 2;
     add_gaussians(s, cases);
+  }
+  for (DType dtype : {DType::float32, DType::float64}) {
+    Setting s;
+    s.dtype = dtype;
+    cases.push_back({"anderson 3 slots", s, anderson<3, 20000, Backend>});
+    cases.push_back({"anderson 7 slots", s, anderson<7, 8191, Backend>});
+  }
+  for (DType dtype : {DType::float16, DType::bfloat16}) {
+    Setting s;
+    s.dtype = dtype;
+    cases.push_back({"lncc 9 gradient", s, lncc<9, false, 1, Backend>});
   }
   return cases;
 }

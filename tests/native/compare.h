@@ -30,6 +30,12 @@ inline bool same_bits(const Values& a, const Values& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(double)) == 0;
 }
 
+inline bool same_bits(const Outputs& a, const Outputs& b) {
+  bool same = a.size() == b.size();
+  for (std::size_t i = 0; same && i < a.size(); ++i) same = same_bits(a[i], b[i]);
+  return same;
+}
+
 /// Half a unit in the last place of a value of size one.
 inline double rounding(DType dtype) {
   switch (dtype) {
@@ -44,7 +50,7 @@ inline double rounding(DType dtype) {
 /// Every element within `tolerance` of the largest; anything that is not a number is a difference.
 inline bool close(const Values& a, const Values& b, double tolerance) {
   if (a.size() != b.size()) return false;
-  double largest = 1.0, difference = 0.0;
+  double largest = 0.0, difference = 0.0;
   for (std::size_t i = 0; i < a.size(); ++i) {
     largest = std::fmax(largest, std::fabs(b[i]));
     const double d = std::fabs(a[i] - b[i]);
@@ -56,8 +62,14 @@ inline bool close(const Values& a, const Values& b, double tolerance) {
   return false;
 }
 
-/// What two orders of the same additions may differ by. Coordinates reach 300, so a contracted product moves a weight by
-/// up to 300 roundings; sums have some hundred terms.
+inline bool close(const Outputs& a, const Outputs& b, double tolerance) {
+  bool all = a.size() == b.size();
+  for (std::size_t i = 0; all && i < a.size(); ++i) all = close(a[i], b[i], tolerance);
+  return all;
+}
+
+/// What two orders of the same additions may differ by. Coordinates reach 300, so a contracted product moves a weight
+/// by up to 300 roundings; sums have some hundred terms.
 inline double order_tolerance(DType dtype) { return 1000.0 * rounding(coordinates_of(dtype)); }
 
 }  // namespace native

@@ -27,11 +27,20 @@ class Cuda {
 
   DType stored(DType dtype) const { return dtype; }
 
-  const void* input(const Values& values, DType dtype) {
-    const Bytes bytes = encode(values, dtype);
-    void* pointer = allocate(bytes.size());
-    check(cudaMemcpy(pointer, bytes.data(), bytes.size(), cudaMemcpyHostToDevice), "copy to the device");
-    return pointer;
+  void* input(const Values& values, DType dtype) { return raw(encode(values, dtype)); }
+
+  template <class T>
+  T* raw(const std::vector<T>& values) {
+    void* pointer = allocate(values.size() * sizeof(T));
+    check(cudaMemcpy(pointer, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice), "copy to the device");
+    return static_cast<T*>(pointer);
+  }
+
+  template <class T>
+  std::vector<T> read_raw(const T* pointer, std::size_t count) const {
+    std::vector<T> values(count);
+    check(cudaMemcpy(values.data(), pointer, count * sizeof(T), cudaMemcpyDeviceToHost), "copy from the device");
+    return values;
   }
 
   void* output(std::size_t count, DType dtype) { return allocate(count * size_of(dtype)); }
@@ -49,9 +58,7 @@ class Cuda {
   }
 
   Values read(const void* pointer, std::size_t count, DType dtype) const {
-    Bytes bytes(count * size_of(dtype));
-    check(cudaMemcpy(bytes.data(), pointer, bytes.size(), cudaMemcpyDeviceToHost), "copy from the device");
-    return decode(bytes, dtype);
+    return decode(read_raw(static_cast<const unsigned char*>(pointer), count * size_of(dtype)), dtype);
   }
 
  private:

@@ -1,5 +1,5 @@
-// Every CUDA kernel against the CPU's on the same input, and against itself: on a GPU, which compute-sanitizer can watch,
-// or emulated. Exit code 77 says that there is no GPU.
+// Every CUDA kernel against the CPU's on the same input, and against itself: on a GPU, which compute-sanitizer can
+// watch, or emulated. Exit code 77 says that there is no GPU.
 #include "compare.h"
 #include "cuda_backend.h"
 
@@ -13,12 +13,12 @@ namespace {
 constexpr int skipped = 77;
 
 /// A second run, in the emulation with blocks and threads in the opposite order.
-Values run_again(const Case<Cuda>& test) {
+Outputs run_again(const Case<Cuda>& test) {
 #if defined(DEQREG_EMULATED)
   emulation::reversed = true;
 #endif
   Cuda cuda;
-  const Values result = test.run(cuda, test.setting);
+  const Outputs result = test.run(cuda, test.setting);
 #if defined(DEQREG_EMULATED)
   emulation::reversed = false;
 #endif
@@ -30,11 +30,11 @@ void compare(const Case<Cuda>& test, const Case<Cpu>& expected, Report& report) 
   const std::string name = test.name + " " + test.setting.text();
   Cuda cuda;
   Cpu cpu(1);
-  const Values result = test.run(cuda, test.setting);
+  const Outputs result = test.run(cuda, test.setting);
   // the CPU does not round to half precision in between
   const double tolerance = order_tolerance(dtype) + 1.01 * test.passes * rounding(dtype);
   report.expect(close(result, expected.run(cpu, expected.setting), tolerance), name, "differs from the CPU");
-  const Values again = run_again(test);
+  const Outputs again = run_again(test);
   if (test.ordered)
     report.expect(same_bits(again, result), name, "differs from run to run");
   else

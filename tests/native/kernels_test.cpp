@@ -47,11 +47,11 @@ void splat_is_adjoint_to_warp(const Setting& s, Report& report) {
 
 void threads_and_instruction_sets_agree(const Case<Cpu>& test, Report& report) {
   const std::string name = test.name + " " + test.setting.text();
-  Values first;
+  Outputs first;
   for (Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512}) {
     if (!deqreg::cpu::isa_select(isa)) continue;
     Cpu one(1);
-    const Values result = test.run(one, test.setting);
+    const Outputs result = test.run(one, test.setting);
     for (int threads : {2, 4}) {
       Cpu several(threads);
       report.expect(same_bits(test.run(several, test.setting), result), name, "the thread count changes the result");

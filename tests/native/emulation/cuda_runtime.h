@@ -33,7 +33,9 @@ namespace emulation {
 /// Runs every block from the last to the first, and the threads of each as well: results must not depend on it.
 extern bool reversed;
 
-cudaError_t launch(const cudaLaunchConfig_t& config, const std::function<void()>& kernel);
+/// `kernel` tells launches apart, `body` is what a thread runs.
+cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, const std::function<void()>& body);
+cudaError_t allow_shared_memory(const void* kernel, int bytes);
 void synchronize_block();
 void synchronize_warp(unsigned mask);
 /// The 64 bits that lane `source` of this warp brings.
@@ -59,7 +61,13 @@ extern thread_local unsigned char dynamic_shared_bytes[];
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
-  return emulation::launch(*config, [&] { kernel(static_cast<Parameters>(arguments)...); });
+  return emulation::launch(*config, reinterpret_cast<const void*>(kernel),
+                           [&] { kernel(static_cast<Parameters>(arguments)...); });
+}
+
+template <class Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute, int bytes) {
+  return emulation::allow_shared_memory(reinterpret_cast<const void*>(kernel), bytes);
 }
 
 inline void __syncthreads() { emulation::synchronize_block(); }
@@ -98,6 +106,13 @@ template <class T>
 T atomicMax(T* address, T value) {
   const T before = *address;
   *address = value > before ? value : before;
+  return before;
+}
+
+template <class T>
+T atomicMin(T* address, T value) {
+  const T before = *address;
+  *address = value < before ? value : before;
   return before;
 }
 

@@ -1,5 +1,6 @@
-// The part of the CUDA runtime that the kernels use, on the CPU and in order: memory is the host's, a launch has run when
-// it returns, and device code is plain C++. For tests on machines without a GPU; see emulation.cpp for how a block runs.
+// The part of the CUDA runtime that the kernels use, on the CPU and in order: memory is the host's, a launch has run
+// when it returns, and device code is plain C++. For tests on machines without a GPU; see emulation.cpp for how a block
+// runs.
 #pragma once
 
 #include <cstddef>
@@ -8,8 +9,15 @@
 struct CUstream_st;
 using cudaStream_t = CUstream_st*;
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaErrorInvalidConfiguration = 9 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorMemoryAllocation = 2,
+  cudaErrorInvalidConfiguration = 9
+};
 enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3 };
+
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 
 struct dim3 {
   unsigned x, y, z;

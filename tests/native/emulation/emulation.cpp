@@ -4,6 +4,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -17,7 +18,7 @@ uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
 
 namespace deqreg::cuda {
-alignas(16) thread_local unsigned char dynamic_shared_bytes[48 * 1024];
+alignas(16) thread_local unsigned char dynamic_shared_bytes[163 * 1024];  // what sm_80 lends a block at most
 }
 
 namespace emulation {
@@ -27,6 +28,7 @@ bool reversed = false;
 namespace {
 
 constexpr std::size_t stack_bytes = 64 * 1024;
+constexpr std::size_t usual_shared_bytes = 48 * 1024;
 constexpr unsigned warp = 32;
 constexpr unsigned everyone = 0xffffffffu;
 
@@ -45,6 +47,7 @@ ucontext_t scheduler;
 unsigned current;
 const std::function<void()>* running;
 cudaError_t last_error = cudaSuccess;
+std::map<const void*, std::size_t> allowed_shared_bytes;  // by kernel, where more than usual
 
 [[noreturn]] void fail(const char* what) {
   std::fprintf(stderr, "emulation: %s in block (%u, %u, %u)\n", what, blockIdx.x, blockIdx.y, blockIdx.z);
@@ -109,7 +112,8 @@ bool all_in(State state, unsigned begin, unsigned end) {
 bool release(State state, unsigned begin, unsigned end) {
   if (!all_in(state, begin, end)) return false;
   for (unsigned i = begin; i < end; ++i) {
-    if (fibers[i].state == State::ended && state == State::at_warp_barrier) fail("a lane ended before its warp's barrier");
+    if (fibers[i].state == State::ended && state == State::at_warp_barrier)
+      fail("a lane ended before its warp's barrier");
     if (fibers[i].state == state) fibers[i].state = State::ready;
   }
   return true;
@@ -130,8 +134,8 @@ void start_fibers(unsigned threads) {
   }
 }
 
-void run_block(unsigned threads) {
-  std::memset(deqreg::cuda::dynamic_shared_bytes, 0xff, sizeof(deqreg::cuda::dynamic_shared_bytes));
+void run_block(unsigned threads, std::size_t shared_bytes) {
+  std::memset(deqreg::cuda::dynamic_shared_bytes, 0xff, shared_bytes);
   start_fibers(threads);
   for (bool left = true; left;) {
     bool progress = false;
@@ -153,13 +157,23 @@ void run_block(unsigned threads) {
 
 }  // namespace
 
-cudaError_t launch(const cudaLaunchConfig_t& config, const std::function<void()>& kernel) {
+cudaError_t allow_shared_memory(const void* kernel, int bytes) {
+  if (bytes < 0 || static_cast<std::size_t>(bytes) > sizeof(deqreg::cuda::dynamic_shared_bytes))
+    return last_error = cudaErrorInvalidValue;
+  allowed_shared_bytes[kernel] = static_cast<std::size_t>(bytes);
+  return cudaSuccess;
+}
+
+cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, const std::function<void()>& body) {
   const dim3 grid = config.gridDim, block = config.blockDim;
+  const auto found = allowed_shared_bytes.find(kernel);
+  const std::size_t raised = found == allowed_shared_bytes.end() ? 0 : found->second;
+  const std::size_t allowed = raised > usual_shared_bytes ? raised : usual_shared_bytes;
   const bool valid = grid.x > 0 && grid.y > 0 && grid.z > 0 && grid.x < (1u << 31) && grid.y < 65536 &&
                      grid.z < 65536 && block.x > 0 && block.x <= 1024 && block.y == 1 && block.z == 1 &&
-                     config.dynamicSmemBytes <= sizeof(deqreg::cuda::dynamic_shared_bytes);
+                     config.dynamicSmemBytes <= allowed;
   if (!valid) return last_error = cudaErrorInvalidConfiguration;
-  running = &kernel;
+  running = &body;
   blockDim = block;
   gridDim = grid;
   const std::uint64_t count = std::uint64_t{grid.x} * grid.y * grid.z;
@@ -167,7 +181,7 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const std::function<void()>
     const std::uint64_t i = reversed ? count - 1 - k : k;
     blockIdx = {static_cast<unsigned>(i % grid.x), static_cast<unsigned>(i / grid.x % grid.y),
                 static_cast<unsigned>(i / grid.x / grid.y)};
-    run_block(block.x);
+    run_block(block.x, config.dynamicSmemBytes);
   }
   return cudaSuccess;
 }
@@ -206,6 +220,7 @@ const char* cudaGetErrorString(cudaError_t error) {
   switch (error) {
     case cudaSuccess: return "no error";
     case cudaErrorMemoryAllocation: return "out of memory";
+    case cudaErrorInvalidValue: return "invalid argument";
     case cudaErrorInvalidConfiguration: return "invalid configuration argument";
   }
   return "unknown error";

@@ -1,0 +1,407 @@
+"""What does each operator cost, beside what one would write in plain torch, and beside the bytes it has to move?
+
+    python benchmarks/ops.py [--device auto|cpu|cuda] [--quick] [--only REGEX] [--threads 2] [--output FILE]
+
+Prints a table and writes JSON to benchmarks/results/DEVICE.json. Times are medians; ours and theirs are taken in turn,
+so that other load on the machine meets both. `MB` is what has to be read and written once; `share` is those bytes over
+our time, relative to the bandwidth of a large copy measured in the same run. `MB peak` is what a call allocates at its
+peak beyond its inputs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from deqreg import ops
+
+RESULTS = Path(__file__).parent / "results"
+FULL = (160, 192, 224)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One operator on one input: how we do it, how plain torch does, and the fewest bytes that have to move."""
+
+    operator: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    bytes: int
+    ours: Callable[[], Any]
+    theirs: Callable[[], Any] | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table; times in seconds, memory in bytes."""
+
+    operator: str
+    shape: tuple[int, ...]
+    dtype: str
+    seconds: float
+    baseline_seconds: float | None
+    ratio: float | None
+    bytes: int
+    share: float
+    memory: int
+    baseline_memory: int | None
+
+
+# What one would write in plain torch.
+
+
+def identity_grid(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    axes = [torch.arange(n, dtype=torch.float32, device=like.device) for n in shape]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"))
+
+
+def torch_warp(image: Tensor, u: Tensor) -> Tensor:
+    """Identity grid, normalisation to [-1, 1], axes reversed, grid_sample."""
+    shape = u.shape[2:]
+    position = identity_grid(shape, u) + u
+    scale = [2 / (n - 1) for n in shape]
+    normalised = [position[:, a] * scale[a] - 1 for a in range(len(shape))]
+    grid = torch.stack(normalised[::-1], dim=-1).to(image.dtype)
+    return functional.grid_sample(image, grid, padding_mode="border", align_corners=True)
+
+
+def torch_gaussian(image: Tensor, sigma: float) -> Tensor:
+    """One convolution an axis."""
+    radius = int(3 * sigma + 0.5)
+    taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, device=image.device) / sigma) ** 2).to(image)
+    return box_like(image, taps / taps.sum())
+
+
+def box_like(image: Tensor, taps: Tensor) -> Tensor:
+    """The same taps along every axis of an image with one channel."""
+    for axis in range(3):
+        shape, padding = [1, 1, 1, 1, 1], [0, 0, 0]
+        shape[axis + 2], padding[axis] = len(taps), len(taps) // 2
+        image = functional.conv3d(image, taps.view(shape), padding=padding)
+    return image
+
+
+def torch_lncc(fixed: Tensor, warped: Tensor, window: int) -> Tensor:
+    """Five box sums, separable, as VoxelMorph and MONAI have them."""
+    ones, count = torch.ones(window, device=fixed.device, dtype=fixed.dtype), window**3
+    sums = [box_like(x, ones) / count for x in (fixed, warped, fixed * fixed, warped * warped, fixed * warped)]
+    covariance = sums[4] - sums[0] * sums[1]
+    return (covariance**2 / ((sums[2] - sums[0] ** 2) * (sums[3] - sums[1] ** 2) + 1e-5)).mean()
+
+
+def torch_exponential(velocity: Tensor, steps: int) -> Tensor:
+    """MONAI's DVF2DDF: scale, then warp the field by itself and add."""
+    u = velocity / 2**steps
+    for _ in range(steps):
+        u = u + torch_warp(u, u)
+    return u
+
+
+def torch_jacobian_determinant(u: Tensor) -> Tensor:
+    columns = torch.stack([torch.stack(torch.gradient(u[:, a], dim=(1, 2, 3)), dim=-1) for a in range(3)], dim=-2)
+    return torch.linalg.det(columns + torch.eye(3, device=u.device))
+
+
+# Problems, an operator a function.
+
+
+def normal(*shape: int, dtype: torch.dtype, device: str, scale: float = 1.0) -> Tensor:
+    return (torch.randn(*shape, device=device) * scale).to(dtype)
+
+
+def smooth_field(shape: tuple[int, ...], device: str, voxels: float = 3.0) -> Tensor:
+    """A displacement as registrations have them: some voxels long, smooth over tens of voxels."""
+    coarse = torch.randn(1, 3, *(n // 16 + 2 for n in shape), device=device) * voxels
+    return functional.interpolate(coarse, size=shape, mode="trilinear", align_corners=True)
+
+
+def differentiated(function: Callable[..., Tensor], *inputs: Tensor) -> Callable[[], Any]:
+    """Forward, and the gradient by every input that requires one."""
+    wanted = [t for t in inputs if t.requires_grad]
+    return lambda: torch.autograd.grad(function(*inputs).sum(), wanted)
+
+
+def warp_forward(shape: tuple[int, ...], device: str, dtype: torch.dtype, channels: int) -> Problem:
+    image, u = normal(1, channels, *shape, dtype=dtype, device=device), smooth_field(shape, device)
+    moved = 2 * image.nbytes + u.nbytes
+    name = f"warp C={channels}"
+    return Problem(name, shape, dtype, moved, lambda: ops.warp(image, u), lambda: torch_warp(image, u))
+
+
+def warp_to_displacement(shape: tuple[int, ...], device: str, dtype: torch.dtype, channels: int) -> Problem:
+    image, u = normal(1, channels, *shape, dtype=dtype, device=device), smooth_field(shape, device).requires_grad_()
+    values = torch.ones_like(image)
+    moved = 2 * image.nbytes + 2 * u.nbytes
+
+    def theirs() -> Any:
+        return torch.autograd.grad(torch_warp(image, u), u, values)
+
+    name = f"warp gradient to u C={channels}"
+    return Problem(name, shape, dtype, moved, lambda: ops.warp_gradient(image, u.detach(), values), theirs)
+
+
+def warp_to_image(
+    shape: tuple[int, ...], device: str, dtype: torch.dtype, channels: int, deterministic: bool = False
+) -> Problem:
+    values, u = normal(1, channels, *shape, dtype=dtype, device=device), smooth_field(shape, device)
+    image = torch.zeros_like(values, requires_grad=True)
+
+    def ours() -> Tensor:
+        torch.use_deterministic_algorithms(deterministic)
+        try:
+            return ops.splat(values, u, shape)
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+    def theirs() -> Any:
+        return torch.autograd.grad(torch_warp(image, u), image, values)
+
+    name = f"splat C={channels}" + (" deterministic" if deterministic else "")
+    return Problem(name, shape, dtype, 2 * values.nbytes + u.nbytes, ours, theirs)
+
+
+def warp_all(shape: tuple[int, ...], device: str, dtype: torch.dtype, channels: int) -> Problem:
+    image = normal(1, channels, *shape, dtype=dtype, device=device).requires_grad_()
+    u = smooth_field(shape, device).requires_grad_()
+    # forward, splat and gradient, each with its own reading of the displacement
+    moved = 3 * (2 * image.nbytes + u.nbytes) + u.nbytes
+    name = f"warp + both gradients C={channels}"
+    return Problem(name, shape, dtype, moved, differentiated(ops.warp, image, u), differentiated(torch_warp, image, u))
+
+
+def compose(shape: tuple[int, ...], device: str, dtype: torch.dtype) -> Problem:
+    outer, inner = smooth_field(shape, device).to(dtype), smooth_field(shape, device).to(dtype)
+    moved = 3 * outer.nbytes
+    ours, theirs = lambda: ops.compose(outer, inner), lambda: inner + torch_warp(outer, inner)
+    return Problem("compose", shape, dtype, moved, ours, theirs)
+
+
+def exponential(shape: tuple[int, ...], device: str, dtype: torch.dtype, steps: int = 7) -> Problem:
+    velocity = smooth_field(shape, device).to(dtype)
+    ours, theirs = lambda: ops.exponential(velocity, steps), lambda: torch_exponential(velocity, steps)
+    return Problem(f"exponential {steps} steps", shape, dtype, 2 * steps * velocity.nbytes, ours, theirs)
+
+
+def gaussian(shape: tuple[int, ...], device: str, dtype: torch.dtype, sigma: float) -> Problem:
+    image = normal(1, 1, *shape, dtype=dtype, device=device)
+    ours, theirs = lambda: ops.gaussian(image, sigma), lambda: torch_gaussian(image, sigma)
+    return Problem(f"gaussian sigma={sigma:g}", shape, dtype, 2 * image.nbytes, ours, theirs)
+
+
+def jacobian_determinant(shape: tuple[int, ...], device: str, dtype: torch.dtype) -> Problem:
+    u = smooth_field(shape, device).to(dtype)
+    ours, theirs = lambda: ops.jacobian_determinant(u), lambda: torch_jacobian_determinant(u)
+    return Problem("jacobian determinant", shape, dtype, u.nbytes + u.nbytes // 3, ours, theirs)
+
+
+def lncc(shape: tuple[int, ...], device: str, dtype: torch.dtype, window: int) -> Problem:
+    fixed = torch.rand(1, 1, *shape, device=device).to(dtype)
+    warped = torch.rand(1, 1, *shape, device=device).to(dtype).requires_grad_()
+    ours = differentiated(lambda f, w: ops.lncc(f, w, window=window), fixed, warped)
+    theirs = differentiated(lambda f, w: torch_lncc(f, w, window), fixed, warped)
+    # the two images in, the gradient out
+    return Problem(f"lncc window={window} + gradient", shape, dtype, 3 * fixed.nbytes, ours, theirs)
+
+
+def problems(device: str, quick: bool) -> Iterator[Callable[[], Problem]]:
+    """Problems to be made one at a time: their inputs together would not fit a small machine."""
+    shape = tuple(n // 2 for n in FULL) if quick else FULL
+    on_gpu = device == "cuda"
+    single = torch.float32
+    many = [1, 16, 32] if on_gpu else [1, 16]
+    for channels in many:
+        yield lambda c=channels: warp_forward(shape, device, single, c)
+    for channels in many:
+        yield lambda c=channels: warp_to_displacement(shape, device, single, c)
+    for channels in many:
+        yield lambda c=channels: warp_to_image(shape, device, single, c)
+    if on_gpu:
+        yield lambda: warp_to_image(shape, device, single, 1, deterministic=True)
+        for dtype in (torch.float16, torch.bfloat16):
+            yield lambda d=dtype: warp_forward(shape, device, d, 32)
+    yield lambda: warp_all(shape, device, single, 1)
+    yield lambda: compose(shape, device, single)
+    yield lambda: exponential(shape, device, single)
+    for sigma in (0.5, 2.0):
+        yield lambda s=sigma: gaussian(shape, device, single, s)
+    yield lambda: jacobian_determinant(shape, device, single)
+    for window in (5, 9):
+        yield lambda w=window: lncc(shape, device, single, w)
+
+
+# Measuring.
+
+
+def seconds_of(call: Callable[[], Any], device: str) -> float:
+    if device == "cpu":
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    call()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1000
+
+
+def times(calls: list[Callable[[], Any]], device: str, budget: float) -> list[float]:
+    """The median time of each call, taken in turn for about `budget` seconds, three times at least."""
+    for call in calls:
+        call()
+    samples: list[list[float]] = [[] for _ in calls]
+    start = time.perf_counter()
+    while len(samples[0]) < 3 or (time.perf_counter() - start < budget and len(samples[0]) < 100):
+        for call, taken in zip(calls, samples, strict=True):
+            taken.append(seconds_of(call, device))
+    return [statistics.median(taken) for taken in samples]
+
+
+def status_bytes(field: str) -> int:
+    """A field of this process's memory status, where the system has one."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":")), 0)
+
+
+def peak_memory(call: Callable[[], Any], device: str) -> int:
+    """Bytes a call holds at its peak beyond what was held before it."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # or the call would be served from pages that earlier ones left behind
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    except (OSError, AttributeError):
+        return 0
+    before = status_bytes("VmRSS")
+    call()
+    return max(status_bytes("VmHWM") - before, 0)
+
+
+def copy_bandwidth(device: str, quick: bool) -> float:
+    """Bytes a second, reading and writing, of a copy too large for any cache."""
+    elements = (1 << 26) if device == "cpu" or quick else (1 << 29)
+    source = torch.ones(elements, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / times([lambda: target.copy_(source)], device, 1.0)[0]
+
+
+def measure(problem: Problem, device: str, bandwidth: float, budget: float) -> Row:
+    calls = [problem.ours] if problem.theirs is None else [problem.ours, problem.theirs]
+    taken = times(calls, device, budget)
+    memory = [peak_memory(call, device) for call in calls]
+    has_baseline = problem.theirs is not None
+    return Row(
+        problem.operator,
+        problem.shape,
+        str(problem.dtype).removeprefix("torch."),
+        taken[0],
+        taken[1] if has_baseline else None,
+        taken[1] / taken[0] if has_baseline else None,
+        problem.bytes,
+        problem.bytes / taken[0] / bandwidth,
+        memory[0],
+        memory[1] if has_baseline else None,
+    )
+
+
+def device_name(device: str) -> str:
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    return model or platform.processor() or platform.machine()
+
+
+HEADER = (
+    f"{'operator':<32}{'dtype':<10}{'ms':>9}{'torch ms':>10}{'ratio':>7}{'MB':>8}{'share':>7}{'MB peak':>9}{'torch':>9}"
+)
+
+
+def package_version() -> str:
+    """Of the installed package; a working tree that was only built in place has none."""
+    try:
+        return version("deqreg")
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def line(row: Row) -> str:
+    baseline = "-" if row.baseline_seconds is None else f"{row.baseline_seconds * 1e3:.3f}"
+    ratio = "-" if row.ratio is None else f"{row.ratio:.1f}x"
+    memory = "-" if row.baseline_memory is None else f"{row.baseline_memory / 1e6:.0f}"
+    return (
+        f"{row.operator:<32}{row.dtype:<10}{row.seconds * 1e3:>9.3f}{baseline:>10}{ratio:>7}{row.bytes / 1e6:>8.0f}"
+        f"{row.share:>7.0%}{row.memory / 1e6:>9.0f}{memory:>9}"
+    )
+
+
+def run(device: str, quick: bool, only: str, budget: float) -> dict[str, Any]:
+    torch.manual_seed(0)
+    bandwidth = copy_bandwidth(device, quick)
+    print(f"{device_name(device)}, torch {torch.__version__}, copy {bandwidth / 1e9:.1f} GB/s\n{HEADER}", flush=True)
+    rows = []
+    for make in problems(device, quick):
+        problem = make()
+        if re.search(only, problem.operator):
+            rows.append(measure(problem, device, bandwidth, budget))
+            print(line(rows[-1]), flush=True)
+        del problem
+        gc.collect()
+    return {
+        "device": device_name(device),
+        "torch": torch.__version__,
+        "deqreg": package_version(),
+        "threads": torch.get_num_threads(),
+        "quick": quick,
+        "copy_bytes_per_second": bandwidth,
+        "rows": [asdict(row) for row in rows],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--quick", action="store_true", help="half the size along every axis, and shorter timing")
+    parser.add_argument("--only", default="", help="operators whose name has a match of this expression")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--output", type=Path, help="JSON file (default: benchmarks/results/DEVICE.json)")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+    result = run(device, args.quick, args.only, 0.3 if args.quick else 2.0)
+    name = re.sub(r"[^a-z0-9]+", "-", result["device"].lower()).strip("-")
+    output = args.output or RESULTS / f"{name}.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"written to {output}")
+
+
+if __name__ == "__main__":
+    main()
