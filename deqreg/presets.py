@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from deqreg.nets import Lncc, Variational
+from deqreg.nets import Variational
 from deqreg.spatial import AffineStage
 
 

@@ -22,7 +22,7 @@ from deqreg.io.volumes import Source
 from deqreg.nets import VariationalUpdate
 from deqreg.presets import BRAIN, GENERIC, LUNG, PRESETS, Level, Preset
 from deqreg.registration import LevelReport, Progress, Registration
-from deqreg.spatial import Grid, Image, align, level_shape, resample, resize, resize_displacement
+from deqreg.spatial import Grid, Image, align, level_shape, pull, resample, resize, resize_displacement
 
 METHODS = ("variational",)
 Callback = Callable[[Progress], None]
@@ -93,13 +93,14 @@ def register(
     pyramid, coarse to fine.
 
     Args:
-        fixed: the image that stays: a path, a nibabel image, a `deqreg.io.Volume`, or a `[X, Y, Z]` or `[X, Y]` tensor
-            of 1 mm voxels.
+        fixed: the image that stays: a path, a nibabel image, a `deqreg.io.Volume`, or a `[X, Y, Z]` or `[X, Y]`
+            tensor of 1 mm voxels.
         moving: the image that is moved.
         preset: `"auto"` chooses by the images; `"brain"`, `"lung"` or `"generic"`.
         method: `"variational"`, the classical update.
         fixed_mask, moving_mask: where to look, on the grid of their image; above zero is inside.
-        fixed_labels, moving_labels: segmentations. Moving labels are warped along; both give Dice. Not used to register.
+        fixed_labels, moving_labels: segmentations. Moving labels are warped along; both give Dice. Not used to
+            register.
         fixed_landmarks, moving_landmarks: CSV files or `[P, d]` tensors, RAS millimetres, for the error. Not used to
             register.
         initial: `"auto"` aligns affinely first; `"identity"` starts from the images as they lie in the world; or an ITK
@@ -123,8 +124,7 @@ def register(
     >>> bool(registration.displacement.abs().max() < 0.05)
     True
     """
-    clock = _Clock()
-    started = time.perf_counter()
+    clock, started = _Clock(), time.perf_counter()
     _check_choices(preset, method, device)
     torch.manual_seed(seed)
     with warnings.catch_warnings(record=True) as caught, _deterministic(deterministic):
@@ -135,7 +135,7 @@ def register(
             )
             start = _read_initial(initial, pair)
             chosen = _fit_budget(_choose_preset(preset, pair), pair, memory_budget)
-            where = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
+            where = _device(device)
             images = _scaled(pair.fixed, pair.fixed_mask, where), _scaled(pair.moving, pair.moving_mask, where)
         with clock.stage("affine"):
             world, displacement = _initial(images, start, chosen, progress)
@@ -159,8 +159,17 @@ def register(
         sentence=f"The finest level: {levels[-1].sentence}",
         seconds=clock.seconds,
         settings=settings,
-        warnings=tuple(str(w.message) for w in caught),
+        warnings=_own(caught),
     )
+
+
+def _own(caught: list[warnings.WarningMessage]) -> tuple[str, ...]:
+    """The sentences of this package's warnings; those of other libraries are shown as ever."""
+    here = str(Path(__file__).parent)
+    for w in caught:
+        if not w.filename.startswith(here):
+            warnings.showwarning(w.message, w.category, w.filename, w.lineno)
+    return tuple(str(w.message) for w in caught if w.filename.startswith(here))
 
 
 def _check_choices(preset: str, method: str, device: str) -> None:
@@ -175,14 +184,23 @@ def _check_choices(preset: str, method: str, device: str) -> None:
         raise ValueError("device cuda was asked for, but torch sees no GPU here; use --device cpu, or auto")
 
 
+def _device(name: str) -> torch.device:
+    """`auto` is a GPU where torch sees one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
 @contextmanager
 def _deterministic(wanted: bool) -> Iterator[None]:
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(wanted or before)
+    if not wanted or torch.are_deterministic_algorithms_enabled():
+        yield
+        return
+    torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(False)
 
 
 def _as_source(value: Any, role: str) -> Any:
@@ -258,7 +276,8 @@ def _fit_budget(preset: Preset, pair: _Pair, budget: int | None) -> Preset:
 
     fitting = tuple(level for level in preset.levels if needed(level) <= budget)
     if not fitting:
-        raise ValueError(f"memory_budget must be at least {needed(preset.levels[0])} bytes for this image, got {budget}")
+        least = needed(preset.levels[0])
+        raise ValueError(f"memory_budget must be at least {least} bytes for this image, got {budget}")
     if len(fitting) < len(preset.levels):
         warnings.warn(
             f"The finest {len(preset.levels) - len(fitting)} of {len(preset.levels)} levels were left out to stay in "
@@ -292,20 +311,20 @@ def _scaled(volume: Volume, mask: Volume | None, device: torch.device) -> Image:
 
 def _initial(
     images: tuple[Image, Image], start: str | np.ndarray | DisplacementField, preset: Preset, progress: Callback | None
-) -> tuple[Tensor, Tensor | None]:
-    """The affine world map, and a displacement in fixed voxels where the start was a field."""
+) -> tuple[Tensor, Tensor]:
+    """The affine world map, and what is left of the start: a displacement in voxels of some grid over fixed."""
     fixed, moving = images
-    dims = fixed.grid.dims
+    none = fixed.data.new_zeros(1, fixed.grid.dims, *[1] * fixed.grid.dims)
     if isinstance(start, DisplacementField):
         return _split_field(start, fixed.grid, fixed.data.device)
     if isinstance(start, np.ndarray):
-        return torch.from_numpy(start), None
+        return torch.from_numpy(start), none
 
     def report(degrees: str, similarity: float) -> None:
         if progress is not None:
             progress(Progress(f"affine: {degrees}", 1, 1, None, similarity, fixed.grid.shape))
 
-    return align(fixed, moving, preset.affine, window=preset.affine_window, progress=report), None
+    return align(fixed, moving, preset.affine, window=preset.affine_window, progress=report), none
 
 
 def _split_field(start: DisplacementField, grid: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -333,7 +352,7 @@ def _split_field(start: DisplacementField, grid: Grid, device: torch.device) -> 
 def _solve_level(
     images: tuple[Image, Image],
     world: Tensor,
-    displacement: Tensor | None,
+    displacement: Tensor,
     level: Level,
     preset: Preset,
     label: str,
@@ -351,10 +370,7 @@ def _solve_level(
         spacing=grid.spacing,
         margin=margin,
     )
-    if displacement is None:
-        u = fixed.data.new_zeros(1, grid.dims, *grid.shape)
-    else:
-        u = resize_displacement(displacement, grid.shape)
+    u = resize_displacement(displacement, grid.shape)
     similarities: list[float] = []
 
     def look(step: int, residual: float) -> None:
@@ -398,25 +414,17 @@ def _resample(
     native = pair.moving.data.to(u.device)[None, None]
     outputs: dict[str, Any] = {
         "displacement": _world_displacement(u, fixed, world),
-        "warped": _pull(native, u, mapping, "linear"),
-        "affine_warped": _pull(native, still, mapping, "linear"),
+        "warped": pull(native, u, mapping)[0, 0].cpu(),
+        "affine_warped": pull(native, still, mapping)[0, 0].cpu(),
     }
     for key, field_ in (("similarity_before", still), ("similarity_after", u)):
         warped = ops.warp(images[1].data, field_, affine=mapping)
         outputs[key] = float(preset.method.similarity.value_and_gradient(images[0].data, warped, None)[0][0])
     if pair.moving_labels is not None:
         labels = pair.moving_labels.data.to(u.device)[None, None]
-        outputs["warped_labels"] = _pull(labels, u, mapping, "nearest")
-        outputs["labels_before"] = _pull(labels, still, mapping, "nearest")
+        outputs["warped_labels"] = pull(labels, u, mapping, "nearest")[0, 0].cpu()
+        outputs["labels_before"] = pull(labels, still, mapping, "nearest")[0, 0].cpu()
     return outputs
-
-
-def _pull(image: Tensor, u: Tensor, mapping: Tensor, interpolation: str) -> Tensor:
-    """An image under the total map, `[*S]` on the CPU; zero where a point falls outside of its voxels, as in ITK."""
-    warped = ops.warp(image, u, affine=mapping, interpolation=interpolation)
-    # the box of the voxels reaches half a voxel past their centres: `nearest` with zeros is exactly that test
-    inside = ops.warp(torch.ones_like(image), u, affine=mapping, interpolation="nearest", padding="zeros")
-    return (warped * inside)[0, 0].cpu()
 
 
 def _world_displacement(u: Tensor, grid: Grid, world: Tensor) -> Tensor:

@@ -135,7 +135,7 @@ class Registration:
         """Everything that is a number or a sentence, ready for JSON.
 
         Returns:
-            Status, similarity, regularity, accuracy, levels, times in seconds, peak memory in bytes, settings, versions.
+            Status, similarity, regularity, accuracy, levels, seconds, peak memory in bytes, settings, versions.
         """
         mask = None if self.fixed_mask is None else self.fixed_mask.data
         return {

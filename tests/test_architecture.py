@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "presets": {"nets", "spatial"},
     "register": {"presets", "registration", "nets", "equilibrium", "losses", "spatial", "ops", "io"},
     "": {"register", "registration"},
-    "cli": {"register", "registration", "report", "io", "ops", "_C"},
+    "cli": {"spatial", "register", "registration", "report", "io", "ops", "_C"},
     "__main__": {"cli"},
 }
 # folder of csrc/ -> the folders it may include from; "" holds kernels.h

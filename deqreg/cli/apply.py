@@ -90,7 +90,7 @@ def _resample(image: Volume, field: DisplacementField, interpolation: str) -> to
     """Sample an image once, at `A_moving^-1 A_fixed (x + u(x))`, u in voxels; zero outside of its voxels, as in ITK."""
     import torch
 
-    from deqreg import io, ops
+    from deqreg import io, spatial
 
     d = len(field.displacement)
     if image.dimensions != d:
@@ -98,11 +98,8 @@ def _resample(image: Volume, field: DisplacementField, interpolation: str) -> to
     grid = io.grid_matrix(field.affine, d)
     to_voxels = torch.from_numpy(np.linalg.inv(grid[:-1, :-1])).to(field.displacement)
     u = torch.tensordot(to_voxels, field.displacement, dims=1)[None]
-    affine, values = _voxel_map(np.linalg.inv(image.matrix) @ grid), image.data[None, None]
-    warped = ops.warp(values, u, affine=affine, interpolation=interpolation)
-    # the box of the voxels reaches half a voxel past their centres: nearest with zeros is exactly that test
-    inside = ops.warp(torch.ones_like(values), u, affine=affine, interpolation="nearest", padding="zeros")
-    return (warped * inside)[0, 0]
+    affine = _voxel_map(np.linalg.inv(image.matrix) @ grid)
+    return spatial.pull(image.data[None, None], u, affine, interpolation)[0, 0]
 
 
 def _voxel_map(matrix: np.ndarray) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,10 +13,12 @@ from deqreg.equilibrium.adjoints import Adjoint, Implicit
 from deqreg.equilibrium.solution import Solution, State
 from deqreg.equilibrium.solvers import Anderson, Callback, Solver, Update
 
+StateT = TypeVar("StateT", bound=State)
+
 
 def fixed_point(
-    f: Callable[[State], State],
-    z0: State,
+    f: Callable[[StateT], StateT],
+    z0: StateT,
     *,
     solver: Solver = Anderson(),  # noqa: B008  frozen
     adjoint: Adjoint = Implicit(),  # noqa: B008  frozen
@@ -61,7 +64,7 @@ def fixed_point(
     return solution if isinstance(z0, tuple) else replace(solution, value=solution.value[0])
 
 
-def _on_tuples(f: Callable[[State], State], z0: State) -> Update:
+def _on_tuples(f: Callable[[Any], Any], z0: State) -> Update:
     """The update on tuples, with its result checked and promoted to the state's dtypes."""
     single = not isinstance(z0, tuple)
     parts = (z0,) if single else z0

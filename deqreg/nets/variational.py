@@ -1,4 +1,4 @@
-"""The classical update: a smoothed similarity gradient, composed, with a constant step, so that it has a fixed point."""
+"""The classical update: a smoothed similarity gradient, composed, with a constant step, so that it can come to rest."""
 
 from __future__ import annotations
 
@@ -35,9 +35,7 @@ class Lncc:
     def value_and_gradient(self, fixed: Tensor, warped: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """The similarity `[N]` and the gradient of its sum over voxels, `[N, 1, *S]`."""
         noise = self.epsilon  # shared, so that equal images pull at nothing
-        value, gradient = ops.lncc_gradient(
-            fixed, warped, window=self.window, mask=mask, epsilon=noise, shared=noise
-        )
+        value, gradient = ops.lncc_gradient(fixed, warped, window=self.window, mask=mask, epsilon=noise, shared=noise)
         counted = fixed[0].numel() if mask is None else mask.flatten(1).sum(1).view(-1, *[1] * (fixed.ndim - 1))
         return value, gradient * counted
 

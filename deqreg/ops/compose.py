@@ -64,7 +64,9 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> N
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    return compose_gradients(*ctx.saved_tensors, grad, *ctx.needs_input_grad)
+    outer, inner = ctx.saved_tensors
+    by_outer, by_inner = ctx.needs_input_grad
+    return compose_gradients(outer, inner, grad, by_outer, by_inner)
 
 
 torch.library.register_autograd("deqreg::compose", _backward, setup_context=_setup_context)

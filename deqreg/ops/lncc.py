@@ -26,9 +26,9 @@ def lncc(
 ) -> Tensor:
     """Mean squared local correlation of two images.
 
-    `mean_x (cov(x) + shared)^2 / ((var_fixed(x) + epsilon) (var_warped(x) + epsilon))`, with the population moments of the
-    cubic window around `x`, clipped to the image and to the mask. In [0, 1]: 1 where the images are related by an affine map
-    of intensities in every window.
+    `mean_x (cov(x) + shared)^2 / ((var_fixed(x) + epsilon) (var_warped(x) + epsilon))`, with the population moments of
+    the cubic window around `x`, clipped to the image and to the mask. In [0, 1]: 1 where the images are related by an
+    affine map of intensities in every window.
 
     Args:
         fixed: `[N, 1, *S]`, 2-D or 3-D, intensities of about [0, 1].

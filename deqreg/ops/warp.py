@@ -63,8 +63,8 @@ def warp_gradient(
 ) -> Tensor:
     """The slope of an image at displaced positions, weighted and summed over channels.
 
-    `out(x) = sum_c values_c(x) grad image_c(y(x))`, `y = A (x + u(x)) + t`: the gradient of `<values, warp(image, u)>` by
-    the sample positions `y`, and by `u` where `A = I`. The force of a classical registration.
+    `out(x) = sum_c values_c(x) grad image_c(y(x))`, `y = A (x + u(x)) + t`: the gradient of `<values, warp(image, u)>`
+    by the sample positions `y`, and by `u` where `A = I`. The force of a classical registration.
 
     Args:
         image: `[N, C, *S_image]`, 2-D or 3-D.

@@ -3,7 +3,7 @@
 from deqreg.spatial.affine import AffineStage, Image, align
 from deqreg.spatial.grid import Grid
 from deqreg.spatial.pyramid import level_shape, pyramid
-from deqreg.spatial.resample import resample, resize, resize_displacement
+from deqreg.spatial.resample import pull, resample, resize, resize_displacement
 
 __all__ = [
     "AffineStage",
@@ -11,6 +11,7 @@ __all__ = [
     "Image",
     "align",
     "level_shape",
+    "pull",
     "pyramid",
     "resample",
     "resize",

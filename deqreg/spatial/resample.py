@@ -104,3 +104,25 @@ def resample(
     still = image.new_zeros(image.shape[0], grid.dims, *onto.shape)
     affine = mapping.to(image).expand(image.shape[0], -1, -1)
     return ops.warp(image, still, affine=affine, interpolation=interpolation, padding=padding)
+
+
+def pull(image: Tensor, displacement: Tensor, affine: Tensor, interpolation: str = "linear") -> Tensor:
+    """An image under a total map, interpolated once, zero where a point falls outside of its voxels, as ITK has it.
+
+    Args:
+        image: `[N, C, *S_image]`.
+        displacement: `u`, `[N, d, *S_out]`, in output voxels.
+        affine: `[N, d, d + 1]`, output voxels to image voxels, applied to `x + u(x)`.
+        interpolation: as in `deqreg.ops.warp`.
+
+    Returns:
+        `[N, C, *S_out]`.
+
+    >>> import torch
+    >>> pull(torch.ones(1, 1, 4, 4), torch.full((1, 2, 4, 4), 2.0), torch.eye(2, 3)[None])[0, 0, 0].tolist()
+    [1.0, 1.0, 0.0, 0.0]
+    """
+    warped = ops.warp(image, displacement, affine=affine, interpolation=interpolation)
+    # the box of the voxels reaches half a voxel past their centres: nearest with zeros is exactly that test
+    inside = ops.warp(torch.ones_like(image), displacement, affine=affine, interpolation="nearest", padding="zeros")
+    return warped.mul_(inside)

@@ -48,7 +48,9 @@ def test_equal_images_stay() -> None:
 def test_contrast_does_not_matter_to_local_correlation() -> None:
     moving, truth = texture(40, 36), bump(40, 36)
     fixed, zero = ops.warp(moving, truth), torch.zeros(1, 2, 40, 36)
-    steps = [VariationalUpdate(f, moving, Variational(similarity=Lncc(epsilon=1e-6)))(zero) for f in (fixed, 1 - 0.5 * fixed)]
+    steps = [
+        VariationalUpdate(f, moving, Variational(similarity=Lncc(epsilon=1e-6)))(zero) for f in (fixed, 1 - 0.5 * fixed)
+    ]
     torch.testing.assert_close(steps[0], steps[1], atol=0.02, rtol=0)
 
 
