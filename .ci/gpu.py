@@ -120,8 +120,9 @@ def run(stage: Stage, environment: dict[str, str]) -> Outcome:
 
 
 def environment_for(machine: Machine) -> dict[str, str]:
-    """The working tree first on the path, and no architecture compiled but the one that is here."""
+    """The working tree and this Python's own tools first on the paths; no architecture but the one that is here."""
     environment = dict(os.environ)
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     if machine.architecture:
         environment["CUDAARCHS"] = machine.architecture

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -39,6 +40,11 @@ class Kernel:
     shared: int = 0
     stack: int = 0
     spill: int = 0
+
+
+def use_own_tools() -> None:
+    """Find the CMake and Ninja that were installed beside this Python first."""
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
 
 
 def torch_options() -> list[str]:
@@ -141,6 +147,7 @@ def main() -> int:
     parser.add_argument("--arch", action="append", help="CUDA architecture, repeatable (default: 80 and 90)")
     parser.add_argument("--no-tests", action="store_true", help="compile only")
     args = parser.parse_args()
+    use_own_tools()
     cuda = shutil.which("nvcc") is not None
     configure(args.build, cuda, args.arch or ["80", "90"])
     if not compile_all(args.build):

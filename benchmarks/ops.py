@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
+import itertools
 import json
 import platform
 import re
@@ -29,6 +30,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from deqreg import ops
+from deqreg.equilibrium.solvers import Anderson
+from deqreg.equilibrium.state import AndersonState
 
 RESULTS = Path(__file__).parent / "results"
 FULL = (160, 192, 224)
@@ -115,6 +118,31 @@ def torch_exponential(velocity: Tensor, steps: int) -> Tensor:
 def torch_jacobian_determinant(u: Tensor) -> Tensor:
     columns = torch.stack([torch.stack(torch.gradient(u[:, a], dim=(1, 2, 3)), dim=-1) for a in range(3)], dim=-2)
     return torch.linalg.det(columns + torch.eye(3, device=u.device))
+
+
+class TorchAnderson:
+    """A step of Anderson's as torchdeq and the original DEQ code have it: rings, a batched Gram matrix, a solve."""
+
+    def __init__(self, z: Tensor, memory: int) -> None:
+        batch, elements = z.shape[0], z[0].numel()
+        self.memory = memory
+        self.states = z.new_zeros(batch, memory, elements)
+        self.values = z.new_zeros(batch, memory, elements)
+        self.system = z.new_zeros(batch, memory + 1, memory + 1)
+        self.system[:, 0, 1:] = self.system[:, 1:, 0] = 1
+        self.right = z.new_zeros(batch, memory + 1, 1)
+        self.right[:, 0] = 1
+        self.step = 0
+
+    def advance(self, z: Tensor, value: Tensor) -> Tensor:
+        slot, count = self.step % self.memory, min(self.step + 1, self.memory)
+        self.states[:, slot], self.values[:, slot] = z.flatten(1), value.flatten(1)
+        residuals = self.values[:, :count] - self.states[:, :count]
+        gram = torch.bmm(residuals, residuals.mT) + 1e-4 * torch.eye(count, device=z.device)
+        self.system[:, 1 : count + 1, 1 : count + 1] = gram
+        weights = torch.linalg.solve(self.system[:, : count + 1, : count + 1], self.right[:, : count + 1])[:, 1:, 0]
+        self.step += 1
+        return torch.bmm(weights[:, None], self.values[:, :count]).view_as(z)
 
 
 # Problems, an operator a function.
@@ -218,6 +246,21 @@ def lncc(shape: tuple[int, ...], device: str, dtype: torch.dtype, window: int) -
     return Problem(f"lncc window={window} + gradient", shape, dtype, 3 * fixed.nbytes, ours, theirs)
 
 
+def anderson(shape: tuple[int, ...], device: str, dtype: torch.dtype, memory: int) -> Problem:
+    """One step with a full ring, on values that keep it from converging."""
+    z = normal(1, 3, *shape, dtype=dtype, device=device)
+    values = itertools.cycle([normal(1, 3, *shape, dtype=dtype, device=device) for _ in range(memory + 1)])
+    solver = Anderson(memory=memory, tol=1e-30, max_steps=10**6, growth=1e30, divergence=1e30, patience=None)
+    state, baseline = AndersonState((z,), solver), TorchAnderson(z, memory)
+    for _ in range(memory):
+        state.advance((next(values),))
+        baseline.advance(z, next(values))
+    moved = (2 * memory + 3) * z.nbytes
+    name = f"anderson step m={memory}"
+    ours, theirs = lambda: state.advance((next(values),)), lambda: baseline.advance(z, next(values))
+    return Problem(name, shape, dtype, moved, ours, theirs)
+
+
 def problems(device: str, quick: bool) -> Iterator[Callable[[], Problem]]:
     """Problems to be made one at a time: their inputs together would not fit a small machine."""
     shape = tuple(n // 2 for n in FULL) if quick else FULL
@@ -240,6 +283,7 @@ def problems(device: str, quick: bool) -> Iterator[Callable[[], Problem]]:
     for sigma in (0.5, 2.0):
         yield lambda s=sigma: gaussian(shape, device, single, s)
     yield lambda: jacobian_determinant(shape, device, single)
+    yield lambda: anderson(shape if on_gpu else (96, 112, 96), device, single, 5 if on_gpu else 6)
     for window in (5, 9):
         yield lambda w=window: lncc(shape, device, single, w)
 
