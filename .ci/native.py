@@ -32,6 +32,7 @@ SHARED = re.compile(r"(\d+) bytes smem")
 class Kernel:
     """What ptxas says of one instance of a kernel on one architecture; sizes in bytes."""
 
+    source: str
     name: str
     arch: str
     registers: int = 0
@@ -99,7 +100,7 @@ def read_kernels(build: Path) -> list[Kernel]:
     for log in sorted((build / "ptxas").glob("*.log")):
         for line in log.read_text().splitlines():
             if found := COMPILING.search(line):
-                kernels.append(Kernel(found[1], found[2]))
+                kernels.append(Kernel(log.name.split(".")[0], found[1], found[2]))
             elif found := STACK.search(line):
                 kernels[-1].stack = max(kernels[-1].stack, int(found[1]))
                 kernels[-1].spill += int(found[2]) + int(found[3])
@@ -114,12 +115,12 @@ def read_kernels(build: Path) -> list[Kernel]:
 def print_table(kernels: list[Kernel]) -> None:
     groups: dict[tuple[str, str], list[Kernel]] = defaultdict(list)
     for kernel in kernels:
-        groups[re.split(r"[<(]", kernel.name)[0], kernel.arch].append(kernel)
-    print(f"{'kernel':<32} {'arch':<6} {'instances':>9} {'registers':>9} {'shared':>7} {'stack':>6} {'spill':>6}")
+        groups[f"{kernel.source}: {re.split(r'[<(]', kernel.name)[0]}", kernel.arch].append(kernel)
+    print(f"{'kernel':<40} {'arch':<6} {'instances':>9} {'registers':>9} {'shared':>7} {'stack':>6} {'spill':>6}")
     for (name, arch), group in sorted(groups.items()):
         fewest, most = min(k.registers for k in group), max(k.registers for k in group)
         worst = [max(getattr(k, field) for k in group) for field in ("shared", "stack", "spill")]
-        row = f"{name:<32} {arch:<6} {len(group):>9} {f'{fewest}-{most}':>9}"
+        row = f"{name:<40} {arch:<6} {len(group):>9} {f'{fewest}-{most}':>9}"
         print(row, f"{worst[0]:>7} {worst[1]:>6} {worst[2]:>6}")
 
 
