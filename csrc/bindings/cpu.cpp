@@ -3,6 +3,7 @@
 
 #include "bindings/anderson.h"
 #include "bindings/compose.h"
+#include "bindings/correlation.h"
 #include "bindings/exponential.h"
 #include "bindings/gaussian.h"
 #include "bindings/jacobian_determinant.h"
@@ -36,6 +37,8 @@ STABLE_TORCH_LIBRARY_IMPL(deqreg, CPU, m) {
   m.impl("anderson_solve", TORCH_BOX(&anderson_solve<Cpu>));
   m.impl("anderson_update", TORCH_BOX(&anderson_update<Cpu>));
   m.impl("compose", TORCH_BOX(&compose<Cpu>));
+  m.impl("correlation", TORCH_BOX(&correlation<Cpu>));
+  m.impl("correlation_gradient", TORCH_BOX(&correlation_gradient<Cpu>));
   m.impl("exponential", TORCH_BOX(&exponential<Cpu>));
   m.impl("gaussian", TORCH_BOX(&gaussian<Cpu>));
   m.impl("jacobian_determinant", TORCH_BOX(&jacobian_determinant<Cpu>));

@@ -13,6 +13,11 @@ STABLE_TORCH_LIBRARY(deqreg, m) {
       "anderson_mix(Tensor values, Tensor residuals, Tensor weights, Tensor levels, Tensor counters, Tensor(a!) z) -> "
       "()");
   m.def("compose(Tensor outer, Tensor inner) -> Tensor");
+  m.def("correlation(Tensor fixed, Tensor moving, Tensor? displacement, int radius) -> Tensor");
+  m.def(
+      "correlation_gradient(Tensor fixed, Tensor moving, Tensor? displacement, Tensor grad, int radius, "
+      "bool need_fixed, bool need_moving, bool need_displacement, bool deterministic) -> "
+      "(Tensor grad_fixed, Tensor grad_moving, Tensor grad_displacement)");
   m.def("exponential(Tensor velocity, int steps) -> Tensor");
   m.def("gaussian(Tensor image, float[] sigma) -> Tensor");
   m.def("jacobian_determinant(Tensor displacement) -> Tensor");

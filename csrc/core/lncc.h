@@ -41,7 +41,7 @@ DEQREG_INLINE LnccTerm<T> lncc_term(const LnccMoments<T>& m, T epsilon, T shared
   const T slope = covariance * inverse;
   const T square = covariance * slope;
   LnccTerm<T> term;
-  term.value = square < T(1) ? square : T(1);  // rounding of the variances must not carry it above
+  term.value = square > T(1) ? T(1) : square;  // rounding of the variances must not carry it above
   term.a = T(2) * slope * m.inverse_count;
   term.b_warped = term.a * slope * fixed;
   term.c_warped = term.a * m.fixed - term.b_warped * m.warped;

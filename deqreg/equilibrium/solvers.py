@@ -122,16 +122,17 @@ class Anderson:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        _require(1 <= self.memory <= MAX_MEMORY, f"memory must be in 1 ... {MAX_MEMORY}", self.memory)
+        memory, max_steps, every = self.memory, self.max_steps, self.check_every
+        known_memory = isinstance(memory, int) and 1 <= memory <= MAX_MEMORY
+        _require(known_memory, f"memory must be in 1 ... {MAX_MEMORY}", memory)
         _require(self.tol >= 0, "tol must be at least 0", self.tol)
-        _require(self.max_steps >= 1, "max_steps must be at least 1", self.max_steps)
+        _require(isinstance(max_steps, int) and max_steps >= 1, "max_steps must be at least 1", max_steps)
         _require(0 < self.damping <= 1, "damping must be in (0, 1]", self.damping)
         _require(0 <= self.regularisation <= 1, "regularisation must be in [0, 1]", self.regularisation)
         _require(self.norm in NORMS, f"norm must be one of {', '.join(map(repr, NORMS))}", self.norm)
         _require(self.growth > 1, "growth must be above 1", self.growth)
         _require(self.divergence > 1, "divergence must be above 1", self.divergence)
         _require(self.patience is None or self.patience >= 1, "patience must be at least 1 or None", self.patience)
-        every = self.check_every
         _require(every is None or every >= 1, "check_every must be at least 1 or None", every)
 
     @torch.no_grad()

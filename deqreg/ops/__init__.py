@@ -7,6 +7,7 @@ from deqreg.ops.anderson import (
     anderson_update,
 )
 from deqreg.ops.compose import compose
+from deqreg.ops.correlation import correlation
 from deqreg.ops.exponential import exponential
 from deqreg.ops.gaussian import MAX_SIGMA, gaussian
 from deqreg.ops.jacobian_determinant import jacobian_determinant
@@ -21,6 +22,7 @@ __all__ = [
     "anderson_solve",
     "anderson_update",
     "compose",
+    "correlation",
     "exponential",
     "gaussian",
     "jacobian_determinant",

@@ -106,6 +106,18 @@ def gaussian(image: Tensor, sigma: float | Sequence[float]) -> Tensor:
     return image
 
 
+def correlation(fixed: Tensor, moving: Tensor, displacement: Tensor | None = None, *, radius: int) -> Tensor:
+    """One warp and one dot product a shift."""
+    dims = fixed.ndim - 2
+    if displacement is None:
+        displacement = fixed.new_zeros(fixed.shape[0], dims, *fixed.shape[2:])
+    products = []
+    for delta in itertools.product(range(-radius, radius + 1), repeat=dims):
+        shift = displacement.new_tensor(delta).view(-1, *[1] * dims)
+        products.append((fixed * warp(moving, displacement + shift)).sum(1))
+    return torch.stack(products, dim=1) / math.sqrt(fixed.shape[1])
+
+
 def jacobian_determinant(displacement: Tensor) -> Tensor:
     """`det(I + du/dx)` by `torch.gradient`."""
     columns = []
