@@ -17,8 +17,8 @@ Tensor splat(Tensor values, Tensor displacement, std::vector<std::int64_t> shape
   Tensor image = torch::stable::new_empty(values, shape);
   const Grid image_grid = grid_of(image);
   if (out_grid.voxels() == 0) return torch::stable::zero_(image);
-  Splat op{dtype_of(values), values.size(0), values.size(1), image_grid, out_grid, bound.sampling,
-           values.const_data_ptr(), image.mutable_data_ptr(), deterministic, nullptr};
+  Splat op{dtype_of(values), values.size(0),          values.size(1),           image_grid,    out_grid,
+           bound.sampling,   values.const_data_ptr(), image.mutable_data_ptr(), deterministic, nullptr};
   Tensor workspace = torch::stable::new_empty(values, {Backend::workspace_bytes(op)}, ScalarType::Byte);
   op.workspace = workspace.mutable_data_ptr();
   Backend::launch(values, op);

@@ -306,7 +306,8 @@ template <class Storage, bool masked, int gradients, class T = CoordinateOf<Stor
 __global__ void __launch_bounds__(block_threads, resident_blocks<T>)
     windows_kernel(const __grid_constant__ Plan plan, Images<Storage> images, Samples samples, T epsilon, T shared,
                    T* fields, double* values, unsigned char* scratch, std::int64_t scratch_step) {
-  unsigned char* const sums = scratch == nullptr ? dynamic_shared<unsigned char>() : scratch + blockIdx.x * scratch_step;
+  unsigned char* const sums =
+      scratch == nullptr ? dynamic_shared<unsigned char>() : scratch + blockIdx.x * scratch_step;
   constexpr int moments = GatherMoments<masked, Storage, T>::count;
   for (std::int64_t index = blockIdx.x; index < plan.batch * plan.tiles_per_sample(); index += gridDim.x) {
     const Tile tile = tile_at(plan, index);
@@ -373,7 +374,8 @@ __global__ void __launch_bounds__(block_threads, resident_blocks<T>)
     gradient_kernel(const __grid_constant__ Plan plan, Images<Storage> images, Samples samples,
                     GatherCoefficients<T> coefficients, Storage* __restrict__ out, unsigned char* scratch,
                     std::int64_t scratch_step) {
-  unsigned char* const sums = scratch == nullptr ? dynamic_shared<unsigned char>() : scratch + blockIdx.x * scratch_step;
+  unsigned char* const sums =
+      scratch == nullptr ? dynamic_shared<unsigned char>() : scratch + blockIdx.x * scratch_step;
   for (std::int64_t index = blockIdx.x; index < plan.batch * plan.tiles_per_sample(); index += gridDim.x) {
     const Tile tile = tile_at(plan, index);
     const std::int64_t start = tile.sample * plan.voxels;

@@ -19,7 +19,7 @@ def correlation(fixed: Tensor, moving: Tensor, displacement: Tensor | None = Non
 
     `out(delta, x) = <fixed(x), moving(x + u(x) + delta)> / sqrt(C)` for `delta` in `{-radius, ..., radius}^d`, the last
     axis fastest. All shifts of a voxel share the interpolation weights of `x + u(x)`. Features are extended by their
-    outermost voxels. Runs on the CPU alone: there is no CUDA kernel. It works in about 1 MiB a thread and allocates no
+    outermost voxels. Runs on the CPU alone: there is no CUDA kernel. It works in a few MiB a thread and allocates no
     image beside its output.
 
     Args:

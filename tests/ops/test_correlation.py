@@ -122,7 +122,7 @@ def test_displacement_that_is_not_a_number_is_harmless() -> None:
 
 def test_windows_that_share_nothing() -> None:
     # neighbouring voxels sample opposite ends of a long image: no packed box holds more than a few
-    shape = (40, 40, 40)
+    shape = (20, 22, 24)
     fixed, moving = torch.randn(2, 1, 64, *shape)
     u = (torch.rand(1, 3, *shape) - 0.5) * 120
     at = tuple(torch.randint(0, 40, (20, 3)).T)
@@ -186,26 +186,3 @@ FEATURES = torch.zeros(1, 2, 4, 4)
 def test_errors_state_the_contract(fixed: Tensor, moving: Tensor, u: Tensor | None, radius: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ops.correlation(fixed, moving, u, radius=radius)
-
-
-@pytest.mark.cuda
-@pytest.mark.parametrize("s", SAMPLES, ids=str)
-@pytest.mark.parametrize("deterministic", [False, True])
-def test_cuda_matches_reference(s: Sample, deterministic: bool) -> None:
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
-    try:
-        assert_matches_reference(ops.correlation, reference.correlation, s.to(device="cuda"), 1e-12)
-        single = s.to(device="cuda", dtype=torch.float32)
-        assert_matches_reference(ops.correlation, reference.correlation, single, 1e-4)
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
-@pytest.mark.cuda
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_cuda_half_storage(dtype: torch.dtype) -> None:
-    fixed, moving = (torch.randn(2, 8, 9, 10, 11, device="cuda").to(dtype) for _ in range(2))
-    u = torch.randn(2, 3, 9, 10, 11, device="cuda") * 2
-    # the only rounding beyond the reference's is that of the result
-    found = ops.correlation(fixed, moving, u, radius=1)
-    torch.testing.assert_close(found, ops.correlation(fixed.float(), moving.float(), u, radius=1).to(dtype))
