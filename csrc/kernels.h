@@ -228,14 +228,13 @@ struct Executor {
 };
 
 /// Every operation the CPU kernels implement, for the files that have to name them all.
-#define DEQREG_CPU_OPERATIONS(X)                                                                                  \
-  X(AndersonMix)                                                                                                  \
-  X(AndersonSolve)                                                                                                \
-  X(AndersonUpdate)                                                                                               \
-  X(Compose)                                                                                                      \
-  X(Correlation)                                                                                                  \
-  X(CorrelationGradient) X(Exponential) X(Gaussian) X(JacobianDeterminant) X(JacobianDeterminantGradient) X(Lncc) \
-      X(Splat) X(Warp) X(WarpGradient)
+// clang-format off
+#define DEQREG_CPU_OPERATIONS(X) \
+  X(AndersonMix) X(AndersonSolve) X(AndersonUpdate) X(Compose) \
+  X(Correlation) X(CorrelationGradient) X(Exponential) X(Gaussian) \
+  X(JacobianDeterminant) X(JacobianDeterminantGradient) X(Lncc) X(Splat) \
+  X(Warp) X(WarpGradient)
+// clang-format on
 
 #define DEQREG_DECLARE(Op) void launch(const Op& op, const Executor& executor);
 DEQREG_CPU_OPERATIONS(DEQREG_DECLARE)
