@@ -51,11 +51,11 @@ class Preset:
 
 
 # Cortical folds differ between people within a few millimetres: little reach, so no 1/8 level after the alignment, and
-# steps smoothed over two voxels, not three, so that a fold can move against its neighbour (Dice +0.002 to +0.007).
+# steps smoothed less than the generic ones, so that a fold can move against its neighbour (docs/method.md).
 BRAIN = Preset(
     "brain",
     levels=(Level(4, 40), Level(2, 40), Level(1, 14)),
-    method=Variational(smooth_update=2.0, step=1.5),
+    method=Variational(smooth_update=2.5, step=2.0),
     tol=0.005,
 )
 
