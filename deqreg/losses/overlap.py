@@ -69,7 +69,7 @@ class _Overlap(torch.autograd.Function):
         both, warped = (torch.zeros(labels, dtype=torch.float64, device=u.device) for _ in range(2))
         low, fraction = _cells(u)
         for corner, index in _corners(low, u.shape[1:]):
-            weight = math.prod(_factors(fraction, corner)).double()
+            weight = torch.stack(_factors(fraction, corner)).prod(0).double()
             label = moving[index]
             warped.index_add_(0, label, weight)
             both.index_add_(0, fixed, weight.mul_(label == fixed))
@@ -89,7 +89,7 @@ class _Overlap(torch.autograd.Function):
             by_weight = by_warped[label] + by_both * (label == fixed)
             factors = _factors(fraction, corner)
             for axis, bit in enumerate(corner):
-                others = math.prod(factors[:axis] + factors[axis + 1 :])
+                others = torch.stack(factors[:axis] + factors[axis + 1 :]).prod(0)
                 gradient[axis].add_(by_weight * others, alpha=1 if bit else -1)
         # beyond the grid positions are held at its border: nothing changes there
         for axis, size in enumerate(u.shape[1:]):
@@ -118,7 +118,7 @@ def _cells(u: Tensor) -> tuple[Tensor, Tensor]:
 def _corners(low: Tensor, shape: Sequence[int]) -> Iterator[tuple[tuple[int, ...], Tensor]]:
     """Each corner of the cells, as bits along the axes, and its voxels' flat indices, `[V]`."""
     strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-    base = sum(part * stride for part, stride in zip(low, strides, strict=True))
+    base = torch.stack([part * stride for part, stride in zip(low, strides, strict=True)]).sum(0)
     for corner in itertools.product((0, 1), repeat=len(shape)):
         if all(size > 1 or not bit for bit, size in zip(corner, shape, strict=True)):
             yield corner, base + sum(bit * stride for bit, stride in zip(corner, strides, strict=True))

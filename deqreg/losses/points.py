@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from deqreg import ops
+from deqreg.spatial import sample
 
 # Keeps the gradient of a length finite where it vanishes: a thousandth of a voxel, squared.
 _TINY = 1e-6
@@ -48,20 +48,6 @@ def landmarks(
     if spacing is not None:
         off = off * torch.tensor(list(spacing)).to(off)
     return (off.square().sum(2) + _TINY).sqrt().mean(1)
-
-
-def sample(displacement: Tensor, points: Tensor) -> Tensor:
-    """A field at any points, `[N, P, d]`: interpolated linearly, constant beyond its grid.
-
-    >>> sample(torch.arange(4.0).view(1, 1, 1, 4).expand(1, 2, 4, 4), torch.tensor([[[0.0, 1.5]]])).tolist()
-    [[[1.5, 1.5]]]
-    """
-    dims = displacement.shape[1]
-    # `warp` adds the index of the output voxel to where it samples: the points lie along its first axis
-    where = points.mT.to(displacement).clone()
-    where[:, 0] -= torch.arange(points.shape[1]).to(where)
-    found = ops.warp(displacement, where.view(*where.shape, *[1] * (dims - 1)).contiguous())
-    return found.flatten(2).mT
 
 
 def endpoint_error(displacement: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
