@@ -41,7 +41,7 @@ class Encoder(nn.Module):
             raise ValueError(f"dims must be 2 or 3, got {dims}")
         if channels < 1 or len(widths) == 0 or min(widths) < 1:
             raise ValueError(f"channels and widths must be positive, got {channels} and {list(widths)}")
-        self.dims = dims
+        self.dims, self.channels = dims, channels
         conv, pairs = CONV[dims], list(zip(widths, widths[1:], strict=False))
         self.stem = conv(2**dims, widths[0], 1)
         self.down = nn.ModuleList(_Block(dims, width) for width in widths)
