@@ -43,6 +43,23 @@ def test_it_trains_and_goes_on(config, capsys):
     assert main([*words, "--resume"]) == 0  # there is nothing left to do
 
 
+def test_it_starts_from_weights_and_leaves_what_is_frozen(config, tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    torch.manual_seed(5)
+    encoder = DEQReg(dims=2, channels=2, widths=(4, 4), hidden=2).encoder.state_dict(prefix="encoder.")
+    safetensors.save_file(encoder, tmp_path / "encoder.safetensors")
+    changes = ["steps=2", f"initial={tmp_path / 'encoder.safetensors'}", "freeze=[encoder]"]
+    words = [word for change in changes for word in ("--set", change)]
+    assert main(["train", str(config), "--device", "cpu", *words]) == 0
+    trained = load_checkpoint(tmp_path / "out" / "checkpoint.pt")
+    for weights in (trained["model"], trained["average"]):
+        assert all(torch.equal(weights[name], value) for name, value in encoder.items())
+    torch.manual_seed(0)  # what the rest of it was drawn by
+    drawn = DEQReg(dims=2, channels=2, widths=(4, 4), hidden=2).state_dict()
+    moved = [name for name, value in trained["model"].items() if not torch.equal(value, drawn[name])]
+    assert any(name.startswith("update.") for name in moved)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -50,6 +67,8 @@ def test_it_trains_and_goes_on(config, capsys):
         (["model.chanels=3"], "model.chanels is not known: did you mean channels?"),
         (["optimiser.rat=3"], "optimiser.rat is not known: did you mean rate?"),
         (["steps=0"], "steps must be at least 1"),
+        (["initial=nowhere.pt"], "nowhere.pt: no such file"),
+        (["freeze=[head]"], "freeze must name parts of the network, such as encoder, got 'head'"),
         (["data.pairs=listed"], "lists no training_paired_images"),
     ],
 )
