@@ -87,20 +87,21 @@ def load_cases(
 def _load(case: Case, spacing: float | None, storage: str, labels: bool) -> CachedCase:
     volume = io.read_image(case.image, "image")
     mask = None if case.mask is None else io.read_mask(case.mask, volume)
-    grid = Grid(tuple(volume.data.shape), torch.from_numpy(np.ascontiguousarray(volume.matrix)))
+    grid = _grid(volume)
     coarse = grid if spacing is None else grid.resized(level_shape(grid, spacing))
     image = resize(scale_intensities(volume.data, None if mask is None else mask.data)[None, None], coarse.shape)[0, 0]
     stored = image.mul_(255).round_().to(torch.uint8) if storage == "uint8" else image.to(torch.float16)
     parcels = None
     if labels and case.label is not None:
         parcels = _nearest(io.read_labels(case.label, volume).data, grid, coarse).clamp_(min=0).int()
+    points = read_points(case, volume)
     return CachedCase(
         case.image.name,
         stored,
         coarse.spacing,
         parcels,
         None if mask is None else _nearest(mask.data, grid, coarse) > 0,
-        _points(case, volume, grid, coarse),
+        None if points is None else coarse.to_voxels(points).float(),
     )
 
 
@@ -110,15 +111,39 @@ def _nearest(data: Tensor, grid: Grid, onto: Grid) -> Tensor:
     return resample(data[None, None], grid, onto, interpolation="nearest")[0, 0]
 
 
-def _points(case: Case, volume: io.Volume, grid: Grid, onto: Grid) -> Tensor | None:
+def read_points(case: Case, volume: io.Volume) -> Tensor | None:
+    """The landmarks of a case, of either kind.
+
+    Args:
+        case: what is known of the image.
+        volume: the image.
+
+    Returns:
+        `[P, d]` float64, RAS millimetres; None where it has none.
+
+    Raises:
+        ValueError: a file that is not what it has to be, or a point outside of the image.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "keypoints.csv"
+        >>> _ = path.write_text("1,2,3")
+        >>> volume = io.Volume(torch.zeros(8, 8, 8), np.diag([2.0, 2, 2, 1]))
+        >>> read_points(Case(Path("image.nii.gz"), keypoints=path), volume).tolist()
+        [[2.0, 4.0, 6.0]]
+    """
     if case.landmarks is not None:
         points = io.read_landmarks(case.landmarks)
         io.check_landmarks_inside(points, volume, f"landmarks {case.landmarks}")
-    elif case.keypoints is not None:
-        points = grid.to_world(_keypoints(case.keypoints, grid))
-    else:
-        return None
-    return onto.to_voxels(points).float()
+        return points
+    if case.keypoints is not None:
+        grid = _grid(volume)
+        return grid.to_world(_keypoints(case.keypoints, grid))
+    return None
+
+
+def _grid(volume: io.Volume) -> Grid:
+    return Grid(tuple(volume.data.shape), torch.from_numpy(np.ascontiguousarray(volume.matrix)))
 
 
 def _keypoints(path: Path, grid: Grid) -> Tensor:

@@ -122,8 +122,8 @@ def _entries(content: dict[str, Any], key: str, path: Path) -> list[dict[str, An
 
 
 def _case(entry: dict[str, Any], path: Path, key: str) -> Case:
-    parts = {part: _file(entry, part, path, key) for part in _PARTS if part in entry}
-    return Case(_file(entry, "image", path, key), **parts)
+    image = _file(entry, "image", path, key)
+    return Case(image, **{part: _file(entry, part, path, key) for part in _PARTS if part in entry})
 
 
 def _pairs(content: dict[str, Any], key: str, cases: dict[Path, Case], path: Path) -> tuple[tuple[Case, Case], ...]:

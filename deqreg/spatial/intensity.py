@@ -19,7 +19,8 @@ def scale_intensities(data: Tensor, inside: Tensor | None = None) -> Tensor:
     Returns:
         `[*S]`.
 
-    >>> scale_intensities(torch.linspace(-1000, 1000, 2001)[None])[0, ::500].round(decimals=1).tolist()
+    >>> scaled = scale_intensities(torch.linspace(-1000, 1000, 2001)[None])
+    >>> [round(value, 1) for value in scaled[0, ::500].tolist()]
     [0.0, 0.2, 0.5, 0.8, 1.0]
     """
     sample = data if inside is None else data[inside > 0]

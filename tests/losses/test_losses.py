@@ -54,6 +54,14 @@ def test_soft_dice_counts_labels_in_both_images_alone():
     assert losses.soft_dice(still, fixed, fixed + 2, 5).tolist() == [0.0]  # none in common
 
 
+def test_soft_dice_of_a_field_that_is_no_number_is_none():
+    u = torch.full((1, 2, 4, 5), float("nan"), requires_grad=True)
+    labels = torch.ones(1, 4, 5, dtype=torch.uint8)
+    loss = losses.soft_dice(u, labels, labels, 2)
+    loss.sum().backward()
+    assert loss.isnan().all()
+
+
 @pytest.mark.slow
 def test_soft_dice_is_exact_over_many_voxels():
     # 2^25 equal weights of 1 in float32 would stop adding up at 2^24
