@@ -54,10 +54,10 @@ class DEQReg(nn.Module):
         widths: Sequence[int] = (32, 64, 96, 128),
         strides: Sequence[int] = (2, 1),
         hidden: int = 8,
-        kernel: int = 3,
+        kernel: int = 1,
         bridge: bool = True,
-        contrast: float = 0.3,
-        gain: float = 8.0,
+        contrast: float = 0.6,
+        gain: float = 10.0,
         longest_step: float = 0.25,
         smooth_update: float = 1.5,
         smooth_field: float = 0.5,
@@ -75,6 +75,7 @@ class DEQReg(nn.Module):
             "smooth_update": smooth_update, "smooth_field": smooth_field,
         }  # fmt: skip
         self.strides, self.contrast, self.solver, self.adjoint = strides, contrast, solver, adjoint
+        self.log_balance = nn.Parameter(torch.zeros(()))
         self.encoder = Encoder(dims=dims, channels=channels, widths=widths)
         self.update = RecurrentUpdate(
             dims=dims, hidden=hidden, kernel=kernel, bridge=bridge, gain=gain, longest_step=longest_step,
@@ -142,7 +143,8 @@ class DEQReg(nn.Module):
         both = torch.cat([learned, image], dim=1)
         # every level covers the same voxels: those of the images, padded for the coarsest
         both = POOL[image.ndim - 2](pad_to_multiple(both, self.strides[0]), stride) if self.strides[0] > 1 else both
-        return torch.cat([both[:, :-1], self.contrast * locally_normalised(both[:, -1:])], dim=1)
+        learned = both[:, :-1] * self.log_balance.exp()
+        return torch.cat([learned, self.contrast * locally_normalised(both[:, -1:])], dim=1)
 
     def _on_level(self, displacement: Tensor, shape: Sequence[int]) -> Tensor:
         padded = pad_to_multiple(displacement, self.strides[0])
