@@ -32,6 +32,7 @@ class Preset:
         levels: of the deformable registration, coarse to fine.
         method: the update.
         memory: of Anderson's acceleration.
+        weights: of the learned method, the name of a file in `deqreg/weights`, where there are any.
         tol: a level is done when a step changes the field by less than this, in voxels, root mean square.
     """
 
@@ -48,6 +49,7 @@ class Preset:
     method: Variational = field(default_factory=Variational)
     memory: int = 4  # against no memory, the same number of steps leaves a fifth less error
     tol: float = 0.005
+    weights: str | None = None
 
 
 # Cortical folds differ between people within a few millimetres: little reach, so no 1/8 level after the alignment, and
@@ -57,6 +59,7 @@ BRAIN = Preset(
     levels=(Level(4, 40), Level(2, 40), Level(1, 14)),
     method=Variational(smooth_update=2.5, step=2.0),
     tol=0.005,
+    weights="brain",
 )
 
 # The same person twice, or nothing known: motion is smooth, and noise is no reason to move. On a known field with noise

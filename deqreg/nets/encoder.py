@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -30,6 +30,7 @@ class Encoder(nn.Module):
 
     Reference: Ronneberger et al., U-Net, MICCAI 2015; Shi et al., sub-pixel convolution, CVPR 2016.
 
+    >>> import torch
     >>> features = Encoder(dims=2, channels=4, widths=(8, 8))(torch.rand(1, 1, 13, 10))
     >>> list(features.shape), bool((features.norm(dim=1) - 1).abs().max() < 1e-4)
     ([1, 4, 13, 10], True)
@@ -42,7 +43,7 @@ class Encoder(nn.Module):
         if channels < 1 or len(widths) == 0 or min(widths) < 1:
             raise ValueError(f"channels and widths must be positive, got {channels} and {list(widths)}")
         self.dims, self.channels = dims, channels
-        conv, pairs = CONV[dims], list(zip(widths, widths[1:], strict=False))
+        conv, pairs = CONV[dims], list(pairwise(widths))
         self.stem = conv(2**dims, widths[0], 1)
         self.down = nn.ModuleList(_Block(dims, width) for width in widths)
         self.widen = nn.ModuleList(conv(fine, coarse, 1) for fine, coarse in pairs)
@@ -84,6 +85,7 @@ class _Block(nn.Module):
 def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
     """An image with its last voxels repeated until every axis is a multiple.
 
+    >>> import torch
     >>> pad_to_multiple(torch.zeros(1, 1, 5, 4), 4).shape
     torch.Size([1, 1, 8, 4])
     """
@@ -95,6 +97,7 @@ def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
 def crop(image: Tensor, shape: Sequence[int]) -> Tensor:
     """The first voxels of an image along every axis.
 
+    >>> import torch
     >>> crop(torch.zeros(1, 1, 5, 4), (3, 4)).shape
     torch.Size([1, 1, 3, 4])
     """
@@ -104,6 +107,7 @@ def crop(image: Tensor, shape: Sequence[int]) -> Tensor:
 def fold(image: Tensor) -> Tensor:
     """Blocks of two voxels along every axis as channels, `[N, C, *S]` -> `[N, 2^d C, *S / 2]`.
 
+    >>> import torch
     >>> fold(torch.arange(4.0).view(1, 1, 2, 2)).flatten().tolist()
     [0.0, 1.0, 2.0, 3.0]
     """
@@ -117,6 +121,7 @@ def fold(image: Tensor) -> Tensor:
 def unfold(image: Tensor) -> Tensor:
     """The inverse of `fold`, `[N, 2^d C, *S]` -> `[N, C, *2 S]`.
 
+    >>> import torch
     >>> image = torch.rand(1, 3, 4, 6)
     >>> torch.equal(unfold(fold(image)), image)
     True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ class DEQReg(nn.Module):
         bridge: whether the update contains the classical step; see `RecurrentUpdate`.
         contrast: weight of the image itself, its intensities locally normalised, beside the learned features.
         gain, longest_step, smooth_update, smooth_field: of the classical step; see `RecurrentUpdate`.
-        solver: finds the equilibria.
+        solver: finds the equilibria; one for all levels, or one a level.
         adjoint: differentiates the last.
 
     Raises:
@@ -61,12 +62,12 @@ class DEQReg(nn.Module):
         longest_step: float = 0.25,
         smooth_update: float = 1.5,
         smooth_field: float = 0.5,
-        solver: Solver = Anderson(memory=4, tol=0.005, max_steps=40, norm="rms"),  # noqa: B008  frozen
+        solver: Solver | Sequence[Solver] = Anderson(memory=4, tol=0.005, max_steps=40, norm="rms"),  # noqa: B008  frozen
         adjoint: Adjoint = Phantom(steps=3),  # noqa: B008  frozen
     ) -> None:
         super().__init__()
         strides = list(strides)
-        nested = all(a > b >= 1 and a % b == 0 for a, b in zip(strides, strides[1:], strict=False))
+        nested = all(a > b >= 1 and a % b == 0 for a, b in pairwise(strides))
         if not strides or strides[-1] < 1 or not nested:
             raise ValueError(f"strides must fall, each a multiple of the next, got {strides}")
         self._arguments: dict[str, Any] = {
@@ -74,13 +75,21 @@ class DEQReg(nn.Module):
             "kernel": kernel, "bridge": bridge, "contrast": contrast, "gain": gain, "longest_step": longest_step,
             "smooth_update": smooth_update, "smooth_field": smooth_field,
         }  # fmt: skip
-        self.strides, self.contrast, self.solver, self.adjoint = strides, contrast, solver, adjoint
+        solvers = list(solver) if isinstance(solver, Sequence) else [solver] * len(strides)
+        if len(solvers) != len(strides):
+            raise ValueError(f"solver must be one, or one for each of {len(strides)} levels, got {len(solvers)}")
+        self.strides, self.contrast, self.solvers, self.adjoint = strides, contrast, solvers, adjoint
         self.log_balance = nn.Parameter(torch.zeros(()))
         self.encoder = Encoder(dims=dims, channels=channels, widths=widths)
         self.update = RecurrentUpdate(
             dims=dims, hidden=hidden, kernel=kernel, bridge=bridge, gain=gain, longest_step=longest_step,
             smooth_update=smooth_update, smooth_field=smooth_field,
         )  # fmt: skip
+
+    @property
+    def solver(self) -> Solver:
+        """The last level's."""
+        return self.solvers[-1]
 
     def config(self) -> dict[str, Any]:
         """The arguments that rebuild this network, but for the solver and the adjoint; plain values."""
@@ -118,9 +127,9 @@ class DEQReg(nn.Module):
         update, state = self._level(features, (fixed, moving), self.strides[0])
         if start is not None:
             state = self._on_level(start, state[0].shape[2:]), state[1]
-        for stride in self.strides[1:]:
+        for solver, stride in zip(self.solvers, self.strides[1:], strict=False):
             with torch.no_grad():
-                value = fixed_point(update, state, solver=self.solver, adjoint=self.adjoint).value
+                value = fixed_point(update, state, solver=solver).value
             assert isinstance(value, tuple)
             update, finer = self._level(features, (fixed, moving), stride)
             shape = finer[0].shape[2:]

