@@ -1,6 +1,6 @@
 """Make the file that ships of a finished training.
 
-    python benchmarks/claims/pack_weights.py out/brain/best.pt deqreg/weights/brain.safetensors --spacing 2
+python benchmarks/claims/pack_weights.py out/brain/best.pt deqreg/weights/brain.safetensors --spacing 2
 """
 
 import argparse
