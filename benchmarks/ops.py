@@ -107,6 +107,19 @@ def torch_lncc(fixed: Tensor, warped: Tensor, window: int) -> Tensor:
     return (covariance**2 / ((sums[2] - sums[0] ** 2) * (sums[3] - sums[1] ** 2) + 1e-5)).mean()
 
 
+def torch_correlation(fixed: Tensor, moving: Tensor, u: Tensor | None, radius: int) -> Tensor:
+    """A loop over shifts: a slice of the padded features each, or a warp."""
+    products, shape = [], fixed.shape[2:]
+    padded = functional.pad(moving, [radius] * 6, mode="replicate") if u is None else moving
+    for delta in itertools.product(range(2 * radius + 1), repeat=3):
+        if u is None:
+            window = padded[(..., *(slice(k, k + n) for k, n in zip(delta, shape, strict=True)))]
+        else:
+            window = torch_warp(moving, u + (u.new_tensor(delta) - radius).view(1, 3, 1, 1, 1))
+        products.append((fixed * window).sum(1))
+    return torch.stack(products, dim=1) / fixed.shape[1] ** 0.5
+
+
 def torch_exponential(velocity: Tensor, steps: int) -> Tensor:
     """MONAI's DVF2DDF: scale, then warp the field by itself and add."""
     u = velocity / 2**steps
@@ -246,6 +259,32 @@ def lncc(shape: tuple[int, ...], device: str, dtype: torch.dtype, window: int) -
     return Problem(f"lncc window={window} + gradient", shape, dtype, 3 * fixed.nbytes, ours, theirs)
 
 
+def correlation(
+    shape: tuple[int, ...], device: str, dtype: torch.dtype, radius: int, displaced: bool, channels: int = 32
+) -> Problem:
+    fixed, moving = (normal(1, channels, *shape, dtype=dtype, device=device) for _ in range(2))
+    u = smooth_field(shape, device) if displaced else None
+    moved = fixed.nbytes * (2 + (2 * radius + 1) ** 3 / channels) + (u.nbytes if u is not None else 0)
+    # hundreds of warps take minutes without a GPU
+    affordable = device == "cuda" or not displaced or radius == 1
+    theirs = (lambda: torch_correlation(fixed, moving, u, radius)) if affordable else None
+    name = f"correlation r={radius} C={channels}" + (" displaced" if displaced else "")
+    return Problem(name, shape, dtype, int(moved), lambda: ops.correlation(fixed, moving, u, radius=radius), theirs)
+
+
+def correlation_gradients(
+    shape: tuple[int, ...], device: str, dtype: torch.dtype, radius: int, displaced: bool, channels: int = 32
+) -> Problem:
+    """All gradients, given that of the output; a loop in plain torch would keep every shift's features for it."""
+    fixed, moving = (normal(1, channels, *shape, dtype=dtype, device=device) for _ in range(2))
+    u = smooth_field(shape, device) if displaced else None
+    grad = normal(1, (2 * radius + 1) ** 3, *shape, dtype=dtype, device=device)
+    moved = 4 * fixed.nbytes + grad.nbytes + (2 * u.nbytes if u is not None else 0)
+    arguments = (fixed, moving, u, grad, radius, True, True, displaced, False)
+    name = f"correlation gradients r={radius} C={channels}" + (" displaced" if displaced else "")
+    return Problem(name, shape, dtype, moved, lambda: torch.ops.deqreg.correlation_gradient(*arguments), None)
+
+
 def anderson(shape: tuple[int, ...], device: str, dtype: torch.dtype, memory: int) -> Problem:
     """One step with a full ring, on values that keep it from converging."""
     z = normal(1, 3, *shape, dtype=dtype, device=device)
@@ -286,6 +325,11 @@ def problems(device: str, quick: bool) -> Iterator[Callable[[], Problem]]:
     yield lambda: anderson(shape if on_gpu else (96, 112, 96), device, single, 5 if on_gpu else 6)
     for window in (5, 9):
         yield lambda w=window: lncc(shape, device, single, w)
+    half = tuple(n // 2 for n in shape)  # where networks compare features
+    for displaced in (False, True):
+        for radius in (1, 2, 3):
+            yield lambda r=radius, m=displaced: correlation(half, device, single, r, m)
+        yield lambda m=displaced: correlation_gradients(half, device, single, 1, m)
 
 
 # Measuring.
@@ -384,7 +428,7 @@ def device_name(device: str) -> str:
 
 
 HEADER = (
-    f"{'operator':<32}{'dtype':<10}{'ms':>9}{'torch ms':>10}{'ratio':>7}{'MB':>8}{'share':>7}{'MB peak':>9}{'torch':>9}"
+    f"{'operator':<42}{'dtype':<10}{'ms':>9}{'torch ms':>10}{'ratio':>7}{'MB':>8}{'share':>7}{'MB peak':>9}{'torch':>9}"
 )
 
 
@@ -401,7 +445,7 @@ def line(row: Row) -> str:
     ratio = "-" if row.ratio is None else f"{row.ratio:.1f}x"
     memory = "-" if row.baseline_memory is None else f"{row.baseline_memory / 1e6:.0f}"
     return (
-        f"{row.operator:<32}{row.dtype:<10}{row.seconds * 1e3:>9.3f}{baseline:>10}{ratio:>7}{row.bytes / 1e6:>8.0f}"
+        f"{row.operator:<42}{row.dtype:<10}{row.seconds * 1e3:>9.3f}{baseline:>10}{ratio:>7}{row.bytes / 1e6:>8.0f}"
         f"{row.share:>7.0%}{row.memory / 1e6:>9.0f}{memory:>9}"
     )
 
