@@ -334,16 +334,18 @@ def lncc(shape: tuple[int, ...], device: str, dtype: torch.dtype, window: int) -
 def anderson(shape: tuple[int, ...], device: str, dtype: torch.dtype, memory: int) -> Problem:
     """One step with a full ring, on values that keep it from converging."""
     z = normal(1, 3, *shape, dtype=dtype, device=device)
-    values = itertools.cycle([normal(1, 3, *shape, dtype=dtype, device=device) for _ in range(memory + 1)])
+    pool = [normal(1, 3, *shape, dtype=dtype, device=device) for _ in range(memory + 1)]
+    # a cycle each: a history with one value twice would be singular
+    values, their_values, peer_values = (itertools.cycle(pool) for _ in range(3))
     solver = Anderson(memory=memory, tol=1e-30, max_steps=10**6, growth=1e30, divergence=1e30, patience=None)
     state, baseline = AndersonState((z,), solver), TorchAnderson(z, memory)
     for _ in range(memory):
         state.advance((next(values),))
-        baseline.advance(z, next(values))
+        baseline.advance(z, next(their_values))
     moved = (2 * memory + 3) * z.nbytes
     name = f"anderson step m={memory}"
-    ours, theirs = lambda: state.advance((next(values),)), lambda: baseline.advance(z, next(values))
-    return Problem(name, shape, dtype, moved, ours, theirs, torchdeq_anderson(z, values, memory))
+    ours, theirs = lambda: state.advance((next(values),)), lambda: baseline.advance(z, next(their_values))
+    return Problem(name, shape, dtype, moved, ours, theirs, torchdeq_anderson(z, peer_values, memory))
 
 
 def problems(device: str, quick: bool) -> Iterator[Callable[[], Problem]]:

@@ -3,9 +3,11 @@
 #pragma once
 
 #include <cstring>
+#include <memory>
 #include <type_traits>
 
 #include "core/sampling.h"
+#include "cpu/parallel.h"
 #include "kernels.h"
 
 namespace deqreg::cpu::DEQREG_ISA {
@@ -241,6 +243,43 @@ inline void for_tiles(const Op& op, std::int64_t begin, std::int64_t end, const 
       rest /= op.out_grid.size[a];
     }
     visit(run, sample, first);
+  }
+}
+
+/// Tiles that are in work together: with many channels as many as keep their cells in the second-level cache, so that
+/// each channel is read for some rows before the next. Channels lie apart by multiples of the cache's size as often as
+/// not, and would drive one another out.
+inline std::int64_t tiles_together(std::int64_t channels) { return channels > 1 ? 32 : 1; }
+
+/// Calls body(tiles, begin, end) on blocks of at most tiles_together() tiles of one sample, with room for their cells.
+template <class Tile, class Op, class Body>
+inline void for_blocks(const Op& op, const Executor& executor, const Body& body) {
+  const std::int64_t together = tiles_together(op.channels), of_sample = tiles_of(op);
+  parallel_for(executor, op.batch * of_sample, grain_tiles(op.channels), [&](std::int64_t begin, std::int64_t end) {
+    const std::unique_ptr<Tile[]> tiles(new Tile[together]);
+    for (std::int64_t i = 0; i < together; ++i) fill_strides(op.image_grid, tiles[i].stride);
+    for (std::int64_t i = begin, next = 0; i < end; i = next) {
+      next = i + together < end ? i + together : end;
+      const std::int64_t last = (i / of_sample + 1) * of_sample;
+      if (next > last) next = last;
+      body(tiles.get(), i, next);
+    }
+  });
+}
+
+/// Fills the tiles [begin, end), which belong to one sample, and calls visit(tile, count, channel, offset) for each and
+/// each channel, channel by channel.
+template <Padding padding, int D, class T, class Op, class Tile, class Visit>
+inline void for_channels(const Op& op, std::int64_t begin, std::int64_t end, Tile* tiles, const Visit& visit) {
+  Tile* tile = tiles;
+  for_tiles<D, T>(op, begin, end,
+                  [&](const auto& run, std::int64_t, std::int64_t) { fill_tile<padding>(run, *tile++); });
+  const std::int64_t voxels = op.out_grid.voxels(), sample = begin / tiles_of(op);
+  for (std::int64_t c = sample * op.channels; c < (sample + 1) * op.channels; ++c) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      const std::int64_t offset = i % tiles_of(op) * tile_voxels, rest = voxels - offset;
+      visit(tiles[i - begin], static_cast<std::int32_t>(rest < tile_voxels ? rest : tile_voxels), c, offset);
+    }
   }
 }
 

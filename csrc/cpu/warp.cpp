@@ -17,38 +17,32 @@ void add_slope(const SlopeTile<D, T, Index>& tile, const Corners<D, T>& corners,
 template <int D, class T, class Index, Padding padding, class Tile>
 void warp_tiles(const Warp& op, const Executor& executor) {
   const std::int64_t voxels = op.out_grid.voxels(), image_voxels = op.image_grid.voxels();
-  parallel_for(executor, op.batch * tiles_of(op), grain_tiles(op.channels), [&](auto begin, auto end) {
-    Tile tile;
+  for_blocks<Tile>(op, executor, [&](Tile* tiles, std::int64_t begin, std::int64_t end) {
     Corners<D, T> corners;
-    fill_strides(op.image_grid, tile.stride);
-    for_tiles<D, T>(op, begin, end, [&](const auto& run, std::int64_t sample, std::int64_t offset) {
-      fill_tile<padding>(run, tile);
-      for (std::int64_t c = sample * op.channels; c < (sample + 1) * op.channels; ++c)
-        pull(tile, run.count, static_cast<const T*>(op.image) + c * image_voxels, corners,
-             static_cast<T*>(op.out) + c * voxels + offset);
+    for_channels<padding, D, T>(op, begin, end, tiles, [&](const Tile& tile, auto count, auto c, auto offset) {
+      pull(tile, count, static_cast<const T*>(op.image) + c * image_voxels, corners,
+           static_cast<T*>(op.out) + c * voxels + offset);
     });
   });
 }
 
 template <int D, class T, class Index, Padding padding>
 void gradient_tiles(const WarpGradient& op, const Executor& executor) {
+  using Tile = SlopeTile<D, T, Index>;
   const std::int64_t voxels = op.out_grid.voxels(), image_voxels = op.image_grid.voxels();
-  parallel_for(executor, op.batch * tiles_of(op), grain_tiles(op.channels), [&](auto begin, auto end) {
-    SlopeTile<D, T, Index> tile;
+  for_blocks<Tile>(op, executor, [&](Tile* tiles, std::int64_t begin, std::int64_t end) {
+    const std::int64_t sample = begin / tiles_of(op), first = begin % tiles_of(op) * tile_voxels;
+    const std::int64_t rest = voxels - first, size = (end - begin) * tile_voxels;
+    T* const out = static_cast<T*>(op.out) + sample * D * voxels;
+    for (int a = 0; a < D; ++a)
+      for (std::int64_t k = 0; k < (rest < size ? rest : size); ++k) out[a * voxels + first + k] = T(0);
     Corners<D, T> corners;
-    fill_strides(op.image_grid, tile.stride);
-    for_tiles<D, T>(op, begin, end, [&](const auto& run, std::int64_t sample, std::int64_t offset) {
-      fill_tile<padding>(run, tile);
-      T* const out = static_cast<T*>(op.out) + sample * D * voxels + offset;
-      for (int a = 0; a < D; ++a)
-        for (std::int32_t k = 0; k < run.count; ++k) out[a * voxels + k] = T(0);
-      for (std::int64_t c = sample * op.channels; c < (sample + 1) * op.channels; ++c) {
-        corners.fetch(tile, run.count, static_cast<const T*>(op.image) + c * image_voxels);
-        const T* values = static_cast<const T*>(op.values) + c * voxels + offset;
-        add_slope<0>(tile, corners, run.count, values, out);
-        add_slope<1>(tile, corners, run.count, values, out + voxels);
-        if constexpr (D == 3) add_slope<2>(tile, corners, run.count, values, out + 2 * voxels);
-      }
+    for_channels<padding, D, T>(op, begin, end, tiles, [&](const Tile& tile, auto count, auto c, auto offset) {
+      corners.fetch(tile, count, static_cast<const T*>(op.image) + c * image_voxels);
+      const T* values = static_cast<const T*>(op.values) + c * voxels + offset;
+      add_slope<0>(tile, corners, count, values, out + offset);
+      add_slope<1>(tile, corners, count, values, out + voxels + offset);
+      if constexpr (D == 3) add_slope<2>(tile, corners, count, values, out + 2 * voxels + offset);
     });
   });
 }
