@@ -37,7 +37,7 @@ class Lncc:
         noise = self.epsilon  # shared, so that equal images pull at nothing
         value, gradient = ops.lncc_gradient(fixed, warped, window=self.window, mask=mask, epsilon=noise, shared=noise)
         counted = fixed[0].numel() if mask is None else mask.flatten(1).sum(1).view(-1, *[1] * (fixed.ndim - 1))
-        return value, gradient * counted
+        return value, gradient.mul_(counted)
 
 
 @dataclass(frozen=True)
@@ -200,12 +200,12 @@ class VariationalUpdate:
 
     def step(self, displacement: Tensor) -> Tensor:
         """The step the force asks for, `[N, d, *field]`, in voxels of the field, bounded."""
-        force, longest = self.force(displacement).mul_(self.method.step), self.method.longest_step
+        force, tau = self.force(displacement), self.method.step
         # vector_norm along axis 1 takes torch thirty times as long on a CPU
         squared = force[:, :1].square()
         for component in force[:, 1:].split(1, dim=1):
             squared.addcmul_(component, component)
-        force.mul_(squared.div_(longest**2).add_(1).rsqrt_())
+        force.mul_(squared.mul_((tau / self.method.longest_step) ** 2).add_(1).rsqrt_().mul_(tau))
         return force if self._step_unit is None else force.mul_(self._step_unit)
 
     def __call__(self, displacement: Tensor) -> Tensor:
