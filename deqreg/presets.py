@@ -61,7 +61,7 @@ class Preset:
 BRAIN = Preset(
     "brain",
     levels=(Level(4, 30), Level(2, 30), Level(1, 25)),
-    method=Variational(similarity=Lncc(epsilon=1e-4), step=3.0, smooth_update=1.0, smooth_field=0.4),
+    method=Variational(similarity=Lncc(epsilon=1e-4), step=4.0, smooth_update=1.25, smooth_field=0.4),
     tol=0.005,
 )
 
