@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -146,6 +147,13 @@ METHODS = [
 # Running.
 
 
+def installed_version() -> str:
+    try:
+        return version("deqreg")
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        return "0"
+
+
 def deqreg_version() -> str:
     """The version, and the last commit that the package or its kernels changed in."""
 
@@ -157,16 +165,7 @@ def deqreg_version() -> str:
 
     places = ("--", "../deqreg", "../csrc", "../CMakeLists.txt", "../setup.py")
     commit, changed = git("log", "-1", "--format=%h", *places), git("status", "--porcelain", *places)
-    return io_version() + (f"+{commit}" if commit else "") + (".changed" if changed else "")
-
-
-def io_version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("deqreg")
-    except PackageNotFoundError:  # run from a checkout that was never installed
-        return "0"
+    return installed_version() + (f"+{commit}" if commit else "") + (".changed" if changed else "")
 
 
 def versions(peers_python: str | None) -> dict[str, dict[str, str]]:
@@ -342,7 +341,8 @@ def keep(data: str, row: dict[str, Any]) -> None:
     """Put a row in the place of those of the same pair and method."""
     others = [r for r in read_rows(data) if (r["pair"], r["method"]) != (row["pair"], row["method"])]
     RESULTS.mkdir(exist_ok=True)
-    rows = sorted([*others, row], key=lambda r: (r["pair"], r["method"]))
+    order = {name: place for place, name in enumerate(["before", *(method.name for method in METHODS)])}
+    rows = sorted([*others, row], key=lambda r: (r["pair"], order.get(r["method"], len(order))))
     write_json(results_file(data), {"data": data, "rows": rows})
 
 
