@@ -105,6 +105,24 @@ struct Gaussian {
   void* workspace;  // CUDA: as large as out. The CPU kernel takes none
 };
 
+/// target = source by linear interpolation, on a grid of other voxels over the same extent, see core/resize.h.
+struct Resize {
+  DType dtype;
+  std::int64_t batch, channels;
+  Grid source_grid, target_grid;
+  const void* source;  // [N, C, *source]
+  void* target;        // [N, C, *target]
+};
+
+/// source = the adjoint of Resize applied to target. Writes all of `source`.
+struct ResizeAdjoint {
+  DType dtype;
+  std::int64_t batch, channels;
+  Grid source_grid, target_grid;
+  const void* target;  // [N, C, *target]
+  void* source;        // [N, C, *source]
+};
+
 /// out(x) = det(I + du/dx) by central differences, one-sided at the border.
 struct JacobianDeterminant {
   DType dtype;
@@ -232,8 +250,8 @@ struct Executor {
 #define DEQREG_CPU_OPERATIONS(X) \
   X(AndersonMix) X(AndersonSolve) X(AndersonUpdate) X(Compose) \
   X(Correlation) X(CorrelationGradient) X(Exponential) X(Gaussian) \
-  X(JacobianDeterminant) X(JacobianDeterminantGradient) X(Lncc) X(Splat) \
-  X(Warp) X(WarpGradient)
+  X(JacobianDeterminant) X(JacobianDeterminantGradient) X(Lncc) X(Resize) \
+  X(ResizeAdjoint) X(Splat) X(Warp) X(WarpGradient)
 // clang-format on
 
 #define DEQREG_DECLARE(Op) void launch(const Op& op, const Executor& executor);
@@ -262,6 +280,8 @@ void launch(const Gaussian& op, cudaStream_t stream);
 void launch(const JacobianDeterminant& op, cudaStream_t stream);
 void launch(const JacobianDeterminantGradient& op, cudaStream_t stream);
 void launch(const Lncc& op, cudaStream_t stream);
+void launch(const Resize& op, cudaStream_t stream);
+void launch(const ResizeAdjoint& op, cudaStream_t stream);
 void launch(const Splat& op, cudaStream_t stream);
 void launch(const Warp& op, cudaStream_t stream);
 void launch(const WarpGradient& op, cudaStream_t stream);

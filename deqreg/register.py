@@ -22,7 +22,17 @@ from deqreg.io.volumes import Source
 from deqreg.nets import VariationalUpdate
 from deqreg.presets import BRAIN, GENERIC, LUNG, PRESETS, Level, Preset
 from deqreg.registration import LevelReport, Progress, Registration
-from deqreg.spatial import Grid, Image, align, level_shape, pull, resample, resize, resize_displacement
+from deqreg.spatial import (
+    Grid,
+    Image,
+    align,
+    level_shape,
+    pull,
+    resample,
+    resize,
+    resize_displacement,
+    scale_intensities,
+)
 
 METHODS = ("variational",)
 Callback = Callable[[Progress], None]
@@ -294,19 +304,10 @@ def _grid(volume: Volume) -> Grid:
 def _scaled(volume: Volume, mask: Volume | None, device: torch.device) -> Image:
     """The image with its intensities in [0, 1], outliers clipped, and what lies outside of its mask made flat."""
     data = volume.data.to(device)
-    inside = data if mask is None else data[mask.data.to(device) > 0]
-    if mask is None and float((data == data.min()).float().mean()) > 0.2:
-        inside = data[data > data.min()]  # an empty background would shift the quantiles
-    sample = inside.flatten()[:: max(1, inside.numel() // 1_000_000)]
-    low, high = (float(q) for q in torch.quantile(sample, torch.tensor([0.001, 0.999], device=device)))
-    if high <= low:
-        low, high = float(data.min()), float(data.max())
-    scaled = ((data - low) / (high - low)).clamp_(0, 1)
-    grid, region = _grid(volume), None
-    if mask is not None:
-        region = mask.data.to(device)[None, None]
-        scaled = torch.where(region[0, 0] > 0, scaled, torch.ones_like(scaled))
-    return Image(scaled[None, None], grid, region)
+    inside = None if mask is None else mask.data.to(device)
+    scaled = scale_intensities(data, inside)
+    region = None if inside is None else inside[None, None]
+    return Image(scaled[None, None], _grid(volume), region)
 
 
 def _initial(

@@ -8,6 +8,7 @@
 #include "bindings/gaussian.h"
 #include "bindings/jacobian_determinant.h"
 #include "bindings/lncc.h"
+#include "bindings/resize.h"
 #include "bindings/splat.h"
 #include "bindings/warp.h"
 
@@ -45,6 +46,8 @@ STABLE_TORCH_LIBRARY_IMPL(deqreg, CPU, m) {
   m.impl("jacobian_determinant_gradient", TORCH_BOX(&jacobian_determinant_gradient<Cpu>));
   m.impl("lncc", TORCH_BOX(&lncc<Cpu>));
   m.impl("lncc_gradient", TORCH_BOX(&lncc_gradient<Cpu>));
+  m.impl("resize", TORCH_BOX(&resize<Cpu>));
+  m.impl("resize_adjoint", TORCH_BOX(&resize_adjoint<Cpu>));
   m.impl("splat", TORCH_BOX(&splat<Cpu>));
   m.impl("warp", TORCH_BOX(&warp<Cpu>));
   m.impl("warp_gradient", TORCH_BOX(&warp_gradient<Cpu>));

@@ -11,6 +11,7 @@
 #include "bindings/gaussian.h"
 #include "bindings/jacobian_determinant.h"
 #include "bindings/lncc.h"
+#include "bindings/resize.h"
 #include "bindings/splat.h"
 #include "bindings/warp.h"
 
@@ -47,6 +48,8 @@ STABLE_TORCH_LIBRARY_IMPL(deqreg, CUDA, m) {
   m.impl("jacobian_determinant_gradient", TORCH_BOX(&jacobian_determinant_gradient<Cuda>));
   m.impl("lncc", TORCH_BOX(&lncc<Cuda>));
   m.impl("lncc_gradient", TORCH_BOX(&lncc_gradient<Cuda>));
+  m.impl("resize", TORCH_BOX(&resize<Cuda>));
+  m.impl("resize_adjoint", TORCH_BOX(&resize_adjoint<Cuda>));
   m.impl("splat", TORCH_BOX(&splat<Cuda>));
   m.impl("warp", TORCH_BOX(&warp<Cuda>));
   m.impl("warp_gradient", TORCH_BOX(&warp_gradient<Cuda>));

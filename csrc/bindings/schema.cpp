@@ -27,6 +27,8 @@ STABLE_TORCH_LIBRARY(deqreg, m) {
       "lncc_gradient(Tensor fixed, Tensor warped, Tensor? mask, int window, float epsilon, float shared, bool "
       "need_fixed, "
       "bool need_warped) -> (Tensor value, Tensor grad_fixed, Tensor grad_warped)");
+  m.def("resize(Tensor image, SymInt[] shape) -> Tensor");
+  m.def("resize_adjoint(Tensor grad, SymInt[] shape) -> Tensor");
   m.def(
       "splat(Tensor values, Tensor displacement, SymInt[] shape, Tensor? affine, int interpolation, int padding, "
       "bool deterministic) -> Tensor");

@@ -2,6 +2,7 @@
 // vectorise.
 #pragma once
 
+#include <cstring>
 #include <type_traits>
 
 #include "core/sampling.h"
@@ -109,14 +110,47 @@ inline void fill_tile(SampledRow<D, T> row, std::int32_t begin, std::int32_t cou
   }
 }
 
+/// The corners of a tile's cells, copied out of the image two neighbours along the fastest axis at a time: a quarter of
+/// the time of vector gathers, which fetch value by value, and as good on processors that have none.
+template <int D, class T>
+struct Corners {
+  // [2, 2, tile_voxels, 2], the first axis missing in 2-D
+  alignas(64) T value[(1 << D) * tile_voxels];
+};
+
+template <int D, class T, class Index>
+inline void fetch(const LinearTile<D, T, Index>& tile, std::int32_t count, const T* image, Corners<D, T>& corners) {
+  const auto fetch_pairs = [&](const T* from, T* to) {
+    if (tile.stride[D - 1] == 1) {
+      for (std::int32_t j = 0; j < count; ++j) std::memcpy(to + 2 * j, from + tile.offset[j], 2 * sizeof(T));
+    } else {  // an axis of one voxel
+      for (std::int32_t j = 0; j < count; ++j) to[2 * j] = to[2 * j + 1] = from[tile.offset[j]];
+    }
+  };
+  constexpr std::int32_t rows = 1 << (D - 1);
+  for (std::int32_t r = 0; r < rows; ++r) {
+    const Index offset = D == 3 ? (r / 2) * tile.stride[0] + (r % 2) * tile.stride[1] : r * tile.stride[0];
+    fetch_pairs(image + offset, corners.value + r * 2 * tile_voxels);
+  }
+}
+
+/// blend over fetched corners.
+template <int Slope, int D, class T, class Index>
+DEQREG_INLINE T blend_fetched(const LinearTile<D, T, Index>& tile, const Corners<D, T>& corners, std::int32_t j) {
+  constexpr std::int32_t strides[3][3] = {{}, {2 * tile_voxels, 1}, {4 * tile_voxels, 2 * tile_voxels, 1}};
+  core::LinearAxis<T> axes[D];
+  tile.axes(j, axes);
+  std::int32_t stride[D];
+  for (int a = 0; a < D; ++a) stride[a] = strides[D - 1][a];
+  return core::blend<Slope, D>(corners.value, 2 * j, stride, axes);
+}
+
 template <int D, class T, class Index>
 inline void pull(const LinearTile<D, T, Index>& tile, std::int32_t count, const T* image, T* out) {
+  Corners<D, T> corners;
+  fetch(tile, count, image, corners);
 #pragma GCC ivdep
-  for (std::int32_t j = 0; j < count; ++j) {
-    core::LinearAxis<T> axes[D];
-    tile.axes(j, axes);
-    out[j] = core::blend<-1, D>(image, tile.offset[j], tile.stride, axes);
-  }
+  for (std::int32_t j = 0; j < count; ++j) out[j] = blend_fetched<-1>(tile, corners, j);
 }
 
 template <int D, class T, class Index>

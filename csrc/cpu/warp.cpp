@@ -6,14 +6,12 @@
 namespace deqreg::cpu::DEQREG_ISA {
 namespace {
 
+/// out += values times the slope of the image along an axis.
 template <int Axis, int D, class T, class Index>
-void add_slope(const LinearTile<D, T, Index>& tile, std::int32_t count, const T* image, const T* values, T* out) {
+void add_slope(const LinearTile<D, T, Index>& tile, const Corners<D, T>& corners, std::int32_t count, const T* values,
+               T* out) {
 #pragma GCC ivdep
-  for (std::int32_t j = 0; j < count; ++j) {
-    core::LinearAxis<T> axes[D];
-    tile.axes(j, axes);
-    out[j] += values[j] * core::blend<Axis, D>(image, tile.offset[j], tile.stride, axes);
-  }
+  for (std::int32_t j = 0; j < count; ++j) out[j] += values[j] * blend_fetched<Axis>(tile, corners, j);
 }
 
 template <int D, class T, class Index, Padding padding, class Tile>
@@ -43,6 +41,7 @@ void gradient_rows(const WarpGradient& op, const Executor& executor) {
   const std::int64_t image_voxels = op.image_grid.voxels();
   parallel_for(executor, op.batch * voxels / length, 1 + grain_voxels / length, [&](auto begin, auto end) {
     LinearTile<D, T, Index> tile;
+    Corners<D, T> corners;
     fill_strides(op.image_grid, tile.stride);
     for_rows<D, T>(op, begin, end, [&](const auto& row, std::int64_t batch, std::int64_t offset, std::int32_t size) {
       for (std::int32_t j = 0; j < size; j += tile_voxels) {
@@ -55,9 +54,10 @@ void gradient_rows(const WarpGradient& op, const Executor& executor) {
           const std::int64_t plane = batch * op.channels + c;
           const T* image = static_cast<const T*>(op.image) + plane * image_voxels;
           const T* values = static_cast<const T*>(op.values) + plane * voxels + offset + j;
-          add_slope<0>(tile, count, image, values, out);
-          add_slope<1>(tile, count, image, values, out + voxels);
-          if constexpr (D == 3) add_slope<2>(tile, count, image, values, out + 2 * voxels);
+          fetch(tile, count, image, corners);
+          add_slope<0>(tile, corners, count, values, out);
+          add_slope<1>(tile, corners, count, values, out + voxels);
+          if constexpr (D == 3) add_slope<2>(tile, corners, count, values, out + 2 * voxels);
         }
       }
     });

@@ -173,8 +173,11 @@ class VariationalUpdate:
     def step(self, displacement: Tensor) -> Tensor:
         """The step the force asks for, `[N, d, *S]`, in voxels, bounded."""
         force, longest = self.force(displacement).mul_(self.method.step), self.method.longest_step
-        length = torch.linalg.vector_norm(force, dim=1, keepdim=True)
-        force.mul_((length.square_().div_(longest**2).add_(1)).rsqrt_())
+        # vector_norm along axis 1 takes torch thirty times as long on a CPU
+        squared = force[:, :1].square()
+        for component in force[:, 1:].split(1, dim=1):
+            squared.addcmul_(component, component)
+        force.mul_(squared.div_(longest**2).add_(1).rsqrt_())
         return force if self._isotropic else force.div_(self._relative)
 
     def __call__(self, displacement: Tensor) -> Tensor:

@@ -106,6 +106,16 @@ def gaussian(image: Tensor, sigma: float | Sequence[float]) -> Tensor:
     return image
 
 
+def resize(image: Tensor, shape: Sequence[int]) -> Tensor:
+    """A dense matrix an axis: row `i` holds the weights of the two voxels around `(i + 1/2) source / target - 1/2`."""
+    for axis, target in enumerate(shape):
+        source = image.shape[axis + 2]
+        x = ((torch.arange(target, dtype=torch.float64) + 0.5) * source / target - 0.5).clamp(0, source - 1)
+        hats = (1 - (x[:, None] - torch.arange(source, dtype=torch.float64)).abs()).clamp(min=0)
+        image = torch.movedim(torch.movedim(image, axis + 2, -1) @ hats.T.to(image), -1, axis + 2)
+    return image
+
+
 def correlation(fixed: Tensor, moving: Tensor, displacement: Tensor | None = None, *, radius: int) -> Tensor:
     """One warp and one dot product a shift."""
     dims = fixed.ndim - 2

@@ -2,8 +2,9 @@
 
 from deqreg.spatial.affine import AffineStage, Image, align
 from deqreg.spatial.grid import Grid
+from deqreg.spatial.intensity import scale_intensities
 from deqreg.spatial.pyramid import level_shape, pyramid
-from deqreg.spatial.resample import pull, resample, resize, resize_displacement
+from deqreg.spatial.resample import pull, resample, resize, resize_displacement, sample
 
 __all__ = [
     "AffineStage",
@@ -16,4 +17,6 @@ __all__ = [
     "resample",
     "resize",
     "resize_displacement",
+    "sample",
+    "scale_intensities",
 ]

@@ -150,6 +150,26 @@ Outputs gaussian(Backend& on, const Setting& s) {
 }
 
 template <class Backend>
+Outputs resize(Backend& on, const Setting& s) {
+  Random random;
+  const auto count = static_cast<std::size_t>(s.batch * s.channels * s.out.voxels());
+  const void* image = on.input(random.normal(s.batch * s.channels * s.image.voxels()), s.dtype);
+  void* out = on.output(count, s.dtype);
+  on.launch(deqreg::Resize{on.stored(s.dtype), s.batch, s.channels, s.image, s.out, image, out});
+  return {on.read(out, count, s.dtype)};
+}
+
+template <class Backend>
+Outputs resize_adjoint(Backend& on, const Setting& s) {
+  Random random;
+  const auto count = static_cast<std::size_t>(s.batch * s.channels * s.image.voxels());
+  const void* grad = on.input(random.normal(s.batch * s.channels * s.out.voxels()), s.dtype);
+  void* out = on.output(count, s.dtype);
+  on.launch(deqreg::ResizeAdjoint{on.stored(s.dtype), s.batch, s.channels, s.image, s.out, grad, out});
+  return {on.read(out, count, s.dtype)};
+}
+
+template <class Backend>
 Outputs jacobian_determinant(Backend& on, const Setting& s) {
   Random random;
   const auto count = static_cast<std::size_t>(s.batch * s.image.voxels());
@@ -348,6 +368,19 @@ void add_gaussians(const Setting& setting, std::vector<Case<Backend>>& cases) {
   }
 }
 
+/// To more voxels, to fewer, and along axes of one.
+template <class Backend>
+void add_resizes(const Setting& setting, std::vector<Case<Backend>>& cases) {
+  Setting s = setting;
+  for (const auto& grids : {std::pair{grid3(7, 9, 37), grid3(14, 17, 75)}, std::pair{grid3(12, 8, 41), grid3(5, 8, 9)},
+                            std::pair{grid2(1, 45), grid2(33, 1)}}) {
+    s.image = grids.first;
+    s.out = grids.second;
+    cases.push_back({"resize", s, resize<Backend>});
+    cases.push_back({"resize_adjoint", s, resize_adjoint<Backend>});
+  }
+}
+
 template <class Backend>
 void add_lnccs(const Setting& s, std::vector<Case<Backend>>& cases) {
   cases.push_back({"lncc 5", s, lncc<5, false, 0, Backend>});
@@ -379,6 +412,7 @@ std::vector<Case<Backend>> all_cases() {
     s.batch = 1;
     s.channels = 2;
     add_gaussians(s, cases);
+    add_resizes(s, cases);
   }
   for (DType dtype : {DType::float32, DType::float64}) {
     Setting s;

@@ -1,0 +1,138 @@
+// Linear interpolation between grids and its adjoint, a row of the result at a time: rows are blended across axes 0 and
+// 1 as they lie in memory, and only the blended one is resized along the fastest axis.
+#include "core/resize.h"
+
+#include <memory>
+#include <vector>
+
+#include "cpu/isa.h"
+#include "cpu/parallel.h"
+
+namespace deqreg::cpu::DEQREG_ISA {
+namespace {
+
+constexpr std::int64_t grain_voxels = 16384;
+
+/// A grid of three axes; a 2-D one is a single plane.
+struct Extent {
+  std::int32_t planes, rows, length;
+
+  explicit Extent(const Grid& grid)
+      : planes(grid.dims == 3 ? static_cast<std::int32_t>(grid.size[0]) : 1),
+        rows(static_cast<std::int32_t>(grid.size[grid.dims - 2])),
+        length(static_cast<std::int32_t>(grid.size[grid.dims - 1])) {}
+  std::int64_t voxels() const { return std::int64_t{planes} * rows * length; }
+};
+
+/// What the voxels of a target axis sample, as arrays of their own: loops over them vectorise.
+template <class T>
+struct Taps {
+  std::vector<std::int32_t> lower, upper;
+  std::vector<T> weight;
+
+  Taps(std::int32_t source, std::int32_t target) : lower(target), upper(target), weight(target) {
+    for (std::int32_t i = 0; i < target; ++i) {
+      const auto tap = core::resize_tap<T>(i, source, target);
+      lower[i] = tap.lower;
+      upper[i] = tap.upper;
+      weight[i] = tap.weight;
+    }
+  }
+};
+
+/// Which target voxels sample each voxel of a source axis, and how much of it: the transpose of Taps, without zeros.
+template <class T>
+struct Samplers {
+  std::vector<std::int32_t> begin, target;
+  std::vector<T> weight;
+
+  Samplers(std::int32_t source, std::int32_t targets) : begin(source + 1) {
+    for (std::int32_t j = 0; j < source; ++j) {
+      begin[j] = static_cast<std::int32_t>(target.size());
+      const auto reach = core::resize_reach(j, source, targets);
+      for (std::int32_t i = reach.first; i < reach.end; ++i) {
+        const T w = core::resize_weight(core::resize_tap<T>(i, source, targets), j);
+        if (w == T(0)) continue;
+        target.push_back(i);
+        weight.push_back(w);
+      }
+    }
+    begin[source] = static_cast<std::int32_t>(target.size());
+  }
+};
+
+template <class T>
+void resize_rows(const Resize& op, const Executor& executor) {
+  const Extent source(op.source_grid), target(op.target_grid);
+  const Taps<T> z(source.planes, target.planes), y(source.rows, target.rows), x(source.length, target.length);
+  const std::int64_t rows = std::int64_t{target.planes} * target.rows;
+  parallel_for(executor, op.batch * op.channels * rows, 1 + grain_voxels / target.length, [&](auto begin, auto end) {
+    const std::unique_ptr<T[]> blended(new T[source.length]);
+    for (std::int64_t r = begin; r < end; ++r) {
+      const T* const image = static_cast<const T*>(op.source) + r / rows * source.voxels();
+      const auto plane = static_cast<std::int32_t>(r % rows / target.rows);
+      const auto row = static_cast<std::int32_t>(r % target.rows);
+      const auto at = [&](std::int32_t p, std::int32_t q) {
+        return image + (std::int64_t{p} * source.rows + q) * source.length;
+      };
+      const T *near0 = at(z.lower[plane], y.lower[row]), *near1 = at(z.lower[plane], y.upper[row]);
+      const T *far0 = at(z.upper[plane], y.lower[row]), *far1 = at(z.upper[plane], y.upper[row]);
+      const T wz = z.weight[plane], wy = y.weight[row];
+      T* const line = blended.get();
+#pragma GCC ivdep
+      for (std::int32_t j = 0; j < source.length; ++j) {
+        const T near = near0[j] + wy * (near1[j] - near0[j]), far = far0[j] + wy * (far1[j] - far0[j]);
+        line[j] = near + wz * (far - near);
+      }
+      T* const out = static_cast<T*>(op.target) + r * target.length;
+      const std::int32_t *lower = x.lower.data(), *upper = x.upper.data();
+      const T* const weight = x.weight.data();
+#pragma GCC ivdep
+      for (std::int32_t i = 0; i < target.length; ++i)
+        out[i] = line[lower[i]] + weight[i] * (line[upper[i]] - line[lower[i]]);
+    }
+  });
+}
+
+template <class T>
+void pull_back_rows(const ResizeAdjoint& op, const Executor& executor) {
+  const Extent source(op.source_grid), target(op.target_grid);
+  const Samplers<T> z(source.planes, target.planes), y(source.rows, target.rows), x(source.length, target.length);
+  const std::int64_t rows = std::int64_t{source.planes} * source.rows;
+  parallel_for(executor, op.batch * op.channels * rows, 1 + grain_voxels / target.length, [&](auto begin, auto end) {
+    const std::unique_ptr<T[]> sums(new T[target.length]);
+    for (std::int64_t r = begin; r < end; ++r) {
+      const T* const grad = static_cast<const T*>(op.target) + r / rows * target.voxels();
+      const std::int64_t plane = r % rows / source.rows, row = r % source.rows;
+      T* const line = sums.get();
+      for (std::int32_t i = 0; i < target.length; ++i) line[i] = T(0);
+      for (std::int32_t p = z.begin[plane]; p < z.begin[plane + 1]; ++p)
+        for (std::int32_t q = y.begin[row]; q < y.begin[row + 1]; ++q) {
+          const T* const from = grad + (std::int64_t{z.target[p]} * target.rows + y.target[q]) * target.length;
+          const T weight = z.weight[p] * y.weight[q];
+#pragma GCC ivdep
+          for (std::int32_t i = 0; i < target.length; ++i) line[i] += weight * from[i];
+        }
+      T* const out = static_cast<T*>(op.source) + r * source.length;
+      for (std::int32_t j = 0; j < source.length; ++j) {
+        T sum = T(0);
+        for (std::int32_t k = x.begin[j]; k < x.begin[j + 1]; ++k) sum += x.weight[k] * line[x.target[k]];
+        out[j] = sum;
+      }
+    }
+  });
+}
+
+}  // namespace
+
+void launch(const Resize& op, const Executor& executor) {
+  if (op.batch * op.channels * op.target_grid.voxels() == 0) return;
+  op.dtype == DType::float64 ? resize_rows<double>(op, executor) : resize_rows<float>(op, executor);
+}
+
+void launch(const ResizeAdjoint& op, const Executor& executor) {
+  if (op.batch * op.channels * op.source_grid.voxels() == 0) return;
+  op.dtype == DType::float64 ? pull_back_rows<double>(op, executor) : pull_back_rows<float>(op, executor);
+}
+
+}  // namespace deqreg::cpu::DEQREG_ISA
