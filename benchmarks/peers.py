@@ -274,9 +274,7 @@ def dipy(job: Job) -> np.ndarray:
     world = None
     if job.affine:
         options = {"static_affine": fixed.affine, "moving_affine": moving.affine, "level_iters": [1000, 100, 10]}
-        if job.own_masks is not None:
-            masks = [(np.asanyarray(nib.load(mask).dataobj) > 0).astype(np.int32) for mask in job.own_masks]
-            options |= {"static_mask": masks[0], "moving_mask": masks[1]}
+        # without masks: given them, its mutual information left a start 9 mm off and went to 137 mm on the lung pair
         _, world = affine_registration(other, static, **options)
     metric = CCMetric(3, **job.parameters.get("metric", {}))
     solver = SymmetricDiffeomorphicRegistration(metric=metric, level_iters=job.parameters["level_iters"])

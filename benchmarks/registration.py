@@ -138,8 +138,10 @@ METHODS = [
     Method("FireANTs", "fireants", FIREANTS),
     Method("FireANTs, smooth", "fireants", FIREANTS | {"smooth_grad_sigma": 3.0}, on=SMALL),
     Method("FireANTs, flat outside", "fireants", FIREANTS, on=("lung",), masks="images"),
-    Method("dipy SyN CC", "dipy", {"level_iters": [100, 70, 20]}),
-    Method("dipy SyN CC, radius 2", "dipy", {"level_iters": [100, 70, 20], "metric": {"radius": 2}}, on=SMALL),
+    Method("dipy SyN CC", "dipy", {"level_iters": [100, 70, 20]}, masks="none"),
+    Method(
+        "dipy SyN CC, radius 2", "dipy", {"level_iters": [100, 70, 20], "metric": {"radius": 2}}, on=SMALL, masks="none"
+    ),
     Method("dipy SyN CC, flat outside", "dipy", {"level_iters": [100, 70, 20]}, on=("lung",), masks="images"),
 ]
 
