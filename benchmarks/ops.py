@@ -1,11 +1,15 @@
-"""What does each operator cost, beside what one would write in plain torch, and beside the bytes it has to move?
+"""What does each operator cost, beside what one would write instead, and beside the bytes it has to move?
 
-    python benchmarks/ops.py [--device auto|cpu|cuda] [--quick] [--only REGEX] [--threads 2] [--output FILE]
+    python benchmarks/ops.py [--device auto|cpu|cuda] [--quick] [--sweep] [--only REGEX] [--threads 2] [--output FILE]
 
-Prints a table and writes JSON to benchmarks/results/DEVICE.json. Times are medians; ours and theirs are taken in turn,
-so that other load on the machine meets both. `MB` is what has to be read and written once; `share` is those bytes over
-our time, relative to the bandwidth of a large copy measured in the same run. `MB peak` is what a call allocates at its
-peak beyond its inputs.
+Prints a table and writes JSON, and a plot where matplotlib is installed, to benchmarks/results/DEVICE.json and .png.
+The baseline is plain torch, and MONAI and torchdeq where they are installed: a line for each. Times are medians; ours
+and theirs are taken in turn, so that other load on the machine meets both. `MB` is what has to be read and written
+once; `share` is those bytes over our time, relative to the bandwidth of a large copy measured in the same run;
+`MB peak` is what a call allocates at its peak beyond its inputs.
+
+With --sweep it looks for sizes at which an operator is slower than its baseline: 8^3 to 256^3, 1 to 64 channels, to
+DEVICE-sweep.json.
 """
 
 from __future__ import annotations
@@ -13,14 +17,16 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
+import importlib.util
 import itertools
 import json
+import math
 import platform
 import re
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -38,15 +44,24 @@ FULL = (160, 192, 224)
 
 
 @dataclass(frozen=True)
+class Peer:
+    """What another library has: a call, and how many of ours it stands for."""
+
+    call: Callable[[], Any]
+    steps: int = 1
+
+
+@dataclass(frozen=True)
 class Problem:
-    """One operator on one input: how we do it, how plain torch does, and the fewest bytes that have to move."""
+    """One operator on one input: how we do it, how others do, and the fewest bytes that have to move."""
 
     operator: str
     shape: tuple[int, ...]
     dtype: torch.dtype
     bytes: int
     ours: Callable[[], Any]
-    theirs: Callable[[], Any] | None
+    theirs: Callable[[], Any]
+    peers: dict[str, Peer] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,12 +72,13 @@ class Row:
     shape: tuple[int, ...]
     dtype: str
     seconds: float
-    baseline_seconds: float | None
-    ratio: float | None
+    baseline: str
+    baseline_seconds: float
+    ratio: float
     bytes: int
     share: float
     memory: int
-    baseline_memory: int | None
+    baseline_memory: int
 
 
 # What one would write in plain torch.
@@ -84,10 +100,10 @@ def torch_warp(image: Tensor, u: Tensor) -> Tensor:
 
 
 def torch_gaussian(image: Tensor, sigma: float) -> Tensor:
-    """One convolution an axis."""
-    radius = int(3 * sigma + 0.5)
+    """One convolution an axis, channels as samples."""
+    radius = math.ceil(3 * sigma)
     taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, device=image.device) / sigma) ** 2).to(image)
-    return box_like(image, taps / taps.sum())
+    return box_like(image.flatten(0, 1)[:, None], taps / taps.sum()).view_as(image)
 
 
 def box_like(image: Tensor, taps: Tensor) -> Tensor:
@@ -107,8 +123,21 @@ def torch_lncc(fixed: Tensor, warped: Tensor, window: int) -> Tensor:
     return (covariance**2 / ((sums[2] - sums[0] ** 2) * (sums[3] - sums[1] ** 2) + 1e-5)).mean()
 
 
+def torch_correlation(fixed: Tensor, moving: Tensor, u: Tensor | None, radius: int) -> Tensor:
+    """A product and a sum a shift, of slices of a padded image, or of a warp each."""
+    shape, width, products = fixed.shape[2:], 2 * radius + 1, []
+    padded = functional.pad(moving, [radius] * 6, mode="replicate") if u is None else moving
+    for delta in itertools.product(range(width), repeat=3):
+        if u is None:
+            image = padded[(..., *(slice(k, k + n) for k, n in zip(delta, shape, strict=True)))]
+        else:
+            image = torch_warp(moving, u + (u.new_tensor(delta) - radius).view(1, 3, 1, 1, 1))
+        products.append((fixed * image).sum(1))
+    return torch.stack(products, dim=1) / math.sqrt(fixed.shape[1])
+
+
 def torch_exponential(velocity: Tensor, steps: int) -> Tensor:
-    """MONAI's DVF2DDF: scale, then warp the field by itself and add."""
+    """Scale, then warp the field by itself and add."""
     u = velocity / 2**steps
     for _ in range(steps):
         u = u + torch_warp(u, u)
@@ -145,6 +174,51 @@ class TorchAnderson:
         return torch.bmm(weights[:, None], self.values[:, :count]).view_as(z)
 
 
+# What others have.
+
+
+def installed(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+def monai_warp(image: Tensor, u: Tensor) -> dict[str, Peer]:
+    if not installed("monai"):
+        return {}
+    from monai.networks.blocks.warp import Warp  # pyright: ignore[reportMissingImports]
+
+    layer = Warp(padding_mode="border")
+    return {"monai": Peer(lambda: layer(image, u))}
+
+
+def monai_exponential(velocity: Tensor, steps: int) -> dict[str, Peer]:
+    if not installed("monai"):
+        return {}
+    from monai.networks.blocks.warp import DVF2DDF  # pyright: ignore[reportMissingImports]
+
+    layer = DVF2DDF(num_steps=steps, padding_mode="border")
+    return {"monai": Peer(lambda: layer(velocity))}
+
+
+def monai_lncc(fixed: Tensor, warped: Tensor, window: int) -> dict[str, Peer]:
+    if not installed("monai"):
+        return {}
+    from monai.losses.image_dissimilarity import LocalNormalizedCrossCorrelationLoss  # pyright: ignore[reportMissingImports]
+
+    loss = LocalNormalizedCrossCorrelationLoss(spatial_dims=3, kernel_size=window)
+    return {"monai": Peer(differentiated(loss, warped, fixed))}
+
+
+def torchdeq_anderson(z: Tensor, values: Iterator[Tensor], memory: int) -> dict[str, Peer]:
+    """Its whole solver on a map that costs nothing, where the first `memory` of its steps have less to mix."""
+    if not installed("torchdeq"):
+        return {}
+    from torchdeq.solver import get_solver  # pyright: ignore[reportMissingImports]
+
+    solve, steps = get_solver("anderson"), 4 * memory
+    call = lambda: solve(lambda _: next(values).flatten(1), z, max_iter=steps, tol=0.0, m=memory)  # noqa: E731
+    return {"torchdeq": Peer(call, steps)}
+
+
 # Problems, an operator a function.
 
 
@@ -168,7 +242,8 @@ def warp_forward(shape: tuple[int, ...], device: str, dtype: torch.dtype, channe
     image, u = normal(1, channels, *shape, dtype=dtype, device=device), smooth_field(shape, device)
     moved = 2 * image.nbytes + u.nbytes
     name = f"warp C={channels}"
-    return Problem(name, shape, dtype, moved, lambda: ops.warp(image, u), lambda: torch_warp(image, u))
+    ours, theirs = lambda: ops.warp(image, u), lambda: torch_warp(image, u)
+    return Problem(name, shape, dtype, moved, ours, theirs, monai_warp(image, u) if dtype == u.dtype else {})
 
 
 def warp_to_displacement(shape: tuple[int, ...], device: str, dtype: torch.dtype, channels: int) -> Problem:
@@ -222,13 +297,50 @@ def compose(shape: tuple[int, ...], device: str, dtype: torch.dtype) -> Problem:
 def exponential(shape: tuple[int, ...], device: str, dtype: torch.dtype, steps: int = 7) -> Problem:
     velocity = smooth_field(shape, device).to(dtype)
     ours, theirs = lambda: ops.exponential(velocity, steps), lambda: torch_exponential(velocity, steps)
-    return Problem(f"exponential {steps} steps", shape, dtype, 2 * steps * velocity.nbytes, ours, theirs)
+    moved, peers = 2 * steps * velocity.nbytes, monai_exponential(velocity, steps)
+    return Problem(f"exponential {steps} steps", shape, dtype, moved, ours, theirs, peers)
 
 
-def gaussian(shape: tuple[int, ...], device: str, dtype: torch.dtype, sigma: float) -> Problem:
-    image = normal(1, 1, *shape, dtype=dtype, device=device)
+def gaussian(shape: tuple[int, ...], device: str, dtype: torch.dtype, sigma: float, channels: int = 3) -> Problem:
+    image = normal(1, channels, *shape, dtype=dtype, device=device)
     ours, theirs = lambda: ops.gaussian(image, sigma), lambda: torch_gaussian(image, sigma)
-    return Problem(f"gaussian sigma={sigma:g}", shape, dtype, 2 * image.nbytes, ours, theirs)
+    return Problem(f"gaussian sigma={sigma:g} C={channels}", shape, dtype, 2 * image.nbytes, ours, theirs)
+
+
+def correlation(
+    shape: tuple[int, ...], device: str, dtype: torch.dtype, radius: int, channels: int, *, displaced: bool = False
+) -> Problem:
+    fixed, moving = (normal(1, channels, *shape, dtype=dtype, device=device) for _ in range(2))
+    u = smooth_field(shape, device) if displaced else None
+    moved = 2 * fixed.nbytes + (2 * radius + 1) ** 3 * fixed.nbytes // channels + (0 if u is None else u.nbytes)
+    name = f"correlation r={radius} C={channels}" + (" displaced" if displaced else "")
+    ours, theirs = (
+        lambda: ops.correlation(fixed, moving, u, radius=radius),
+        lambda: torch_correlation(fixed, moving, u, radius),
+    )
+    return Problem(name, shape, dtype, moved, ours, theirs)
+
+
+def correlation_gradients(
+    shape: tuple[int, ...], device: str, dtype: torch.dtype, radius: int, channels: int, *, displaced: bool = False
+) -> Problem:
+    """Forward and every gradient."""
+    inputs = [normal(1, channels, *shape, dtype=dtype, device=device).requires_grad_() for _ in range(2)]
+    if displaced:
+        inputs.append(smooth_field(shape, device).requires_grad_())
+    grad = normal(1, (2 * radius + 1) ** 3, *shape, dtype=dtype, device=device)
+
+    def through(function: Callable[..., Tensor]) -> Any:
+        return torch.autograd.grad(function(inputs[0], inputs[1], inputs[2] if displaced else None), inputs, grad)
+
+    # the features are read twice and their gradients written, the volume of correlations written and its cotangent read
+    moved = 6 * inputs[0].nbytes + 2 * grad.nbytes + (3 * inputs[2].nbytes if displaced else 0)
+    name = f"correlation r={radius} C={channels} + gradients" + (" displaced" if displaced else "")
+    ours, theirs = (
+        lambda: through(lambda f, m, u: ops.correlation(f, m, u, radius=radius)),
+        lambda: through(lambda f, m, u: torch_correlation(f, m, u, radius)),
+    )
+    return Problem(name, shape, dtype, moved, ours, theirs)
 
 
 def jacobian_determinant(shape: tuple[int, ...], device: str, dtype: torch.dtype) -> Problem:
@@ -243,22 +355,25 @@ def lncc(shape: tuple[int, ...], device: str, dtype: torch.dtype, window: int) -
     ours = differentiated(lambda f, w: ops.lncc(f, w, window=window), fixed, warped)
     theirs = differentiated(lambda f, w: torch_lncc(f, w, window), fixed, warped)
     # the two images in, the gradient out
-    return Problem(f"lncc window={window} + gradient", shape, dtype, 3 * fixed.nbytes, ours, theirs)
+    name, peers = f"lncc window={window} + gradient", monai_lncc(fixed, warped, window)
+    return Problem(name, shape, dtype, 3 * fixed.nbytes, ours, theirs, peers)
 
 
 def anderson(shape: tuple[int, ...], device: str, dtype: torch.dtype, memory: int) -> Problem:
     """One step with a full ring, on values that keep it from converging."""
     z = normal(1, 3, *shape, dtype=dtype, device=device)
-    values = itertools.cycle([normal(1, 3, *shape, dtype=dtype, device=device) for _ in range(memory + 1)])
+    pool = [normal(1, 3, *shape, dtype=dtype, device=device) for _ in range(memory + 1)]
+    # a cycle each: a history with one value twice would be singular
+    values, their_values, peer_values = (itertools.cycle(pool) for _ in range(3))
     solver = Anderson(memory=memory, tol=1e-30, max_steps=10**6, growth=1e30, divergence=1e30, patience=None)
     state, baseline = AndersonState((z,), solver), TorchAnderson(z, memory)
     for _ in range(memory):
         state.advance((next(values),))
-        baseline.advance(z, next(values))
+        baseline.advance(z, next(their_values))
     moved = (2 * memory + 3) * z.nbytes
     name = f"anderson step m={memory}"
-    ours, theirs = lambda: state.advance((next(values),)), lambda: baseline.advance(z, next(values))
-    return Problem(name, shape, dtype, moved, ours, theirs)
+    ours, theirs = lambda: state.advance((next(values),)), lambda: baseline.advance(z, next(their_values))
+    return Problem(name, shape, dtype, moved, ours, theirs, torchdeq_anderson(z, peer_values, memory))
 
 
 def problems(device: str, quick: bool) -> Iterator[Callable[[], Problem]]:
@@ -286,6 +401,35 @@ def problems(device: str, quick: bool) -> Iterator[Callable[[], Problem]]:
     yield lambda: anderson(shape if on_gpu else (96, 112, 96), device, single, 5 if on_gpu else 6)
     for window in (5, 9):
         yield lambda w=window: lncc(shape, device, single, w)
+    half = tuple(n // 2 for n in shape)  # where networks compare features
+    for radius in (1, 2, 3):
+        yield lambda r=radius: correlation(half, device, single, r, 32)
+    yield lambda: correlation_gradients(half, device, single, 1, 32)
+    if on_gpu:  # hundreds of warps in plain torch take a CPU minutes
+        for radius in (1, 2, 3):
+            yield lambda r=radius: correlation(half, device, single, r, 32, displaced=True)
+        yield lambda: correlation_gradients(half, device, single, 1, 32, displaced=True)
+
+
+def sweep(device: str) -> Iterator[Callable[[], Problem]]:
+    """Operators at sizes from smaller than a thread's share to larger than any cache."""
+    most = 1 << 25  # elements of an image
+    single = torch.float32
+    for n in (8, 16, 32, 64, 128, 256):
+        shape = (n, n, n)
+        for channels in (c for c in (1, 4, 16, 64) if c * n**3 <= most):
+            yield lambda s=shape, c=channels: warp_forward(s, device, single, c)
+            yield lambda s=shape, c=channels: warp_to_displacement(s, device, single, c)
+            yield lambda s=shape, c=channels: warp_to_image(s, device, single, c)
+            yield lambda s=shape, c=channels: gaussian(s, device, single, 1.5, c)
+            if n <= 128:
+                yield lambda s=shape, c=channels: correlation(s, device, single, 1, c)
+        yield lambda s=shape: compose(s, device, single)
+        yield lambda s=shape: exponential(s, device, single)
+        yield lambda s=shape: jacobian_determinant(s, device, single)
+        yield lambda s=shape: lncc(s, device, single, 9)
+        if n <= 128:
+            yield lambda s=shape: anderson(s, device, single, 5)
 
 
 # Measuring.
@@ -353,23 +497,30 @@ def copy_bandwidth(device: str, quick: bool) -> float:
     return 2 * source.nbytes / times([lambda: target.copy_(source)], device, 1.0)[0]
 
 
-def measure(problem: Problem, device: str, bandwidth: float, budget: float) -> Row:
-    calls = [problem.ours] if problem.theirs is None else [problem.ours, problem.theirs]
-    taken = times(calls, device, budget)
-    memory = [peak_memory(call, device) for call in calls]
-    has_baseline = problem.theirs is not None
-    return Row(
-        problem.operator,
-        problem.shape,
-        str(problem.dtype).removeprefix("torch."),
-        taken[0],
-        taken[1] if has_baseline else None,
-        taken[1] / taken[0] if has_baseline else None,
-        problem.bytes,
-        problem.bytes / taken[0] / bandwidth,
-        memory[0],
-        memory[1] if has_baseline else None,
-    )
+def measure(problem: Problem, device: str, bandwidth: float, budget: float) -> list[Row]:
+    """A row for each baseline."""
+    peers = {"torch": Peer(problem.theirs), **problem.peers}
+    calls = [problem.ours, *(peer.call for peer in peers.values())]
+    taken, memory = times(calls, device, budget), [peak_memory(call, device) for call in calls]
+    rows = []
+    for (name, peer), seconds, peak in zip(peers.items(), taken[1:], memory[1:], strict=True):
+        baseline = seconds / peer.steps
+        rows.append(
+            Row(
+                problem.operator,
+                problem.shape,
+                str(problem.dtype).removeprefix("torch."),
+                taken[0],
+                name,
+                baseline,
+                baseline / taken[0],
+                problem.bytes,
+                problem.bytes / taken[0] / bandwidth,
+                memory[0],
+                peak,
+            )
+        )
+    return rows
 
 
 def device_name(device: str) -> str:
@@ -384,7 +535,8 @@ def device_name(device: str) -> str:
 
 
 HEADER = (
-    f"{'operator':<32}{'dtype':<10}{'ms':>9}{'torch ms':>10}{'ratio':>7}{'MB':>8}{'share':>7}{'MB peak':>9}{'torch':>9}"
+    f"{'operator':<42}{'shape':<13}{'dtype':<9}{'ms':>9}  {'baseline':<9}{'its ms':>9}{'ratio':>7}{'MB':>7}{'share':>7}"
+    f"{'MB peak':>9}{'its':>7}"
 )
 
 
@@ -397,30 +549,52 @@ def package_version() -> str:
 
 
 def line(row: Row) -> str:
-    baseline = "-" if row.baseline_seconds is None else f"{row.baseline_seconds * 1e3:.3f}"
-    ratio = "-" if row.ratio is None else f"{row.ratio:.1f}x"
-    memory = "-" if row.baseline_memory is None else f"{row.baseline_memory / 1e6:.0f}"
     return (
-        f"{row.operator:<32}{row.dtype:<10}{row.seconds * 1e3:>9.3f}{baseline:>10}{ratio:>7}{row.bytes / 1e6:>8.0f}"
-        f"{row.share:>7.0%}{row.memory / 1e6:>9.0f}{memory:>9}"
+        f"{row.operator:<42}{'x'.join(map(str, row.shape)):<13}{row.dtype:<9}{row.seconds * 1e3:>9.3f}"
+        f"  {row.baseline:<9}{row.baseline_seconds * 1e3:>9.3f}{row.ratio:>6.1f}x{row.bytes / 1e6:>7.0f}"
+        f"{row.share:>7.0%}{row.memory / 1e6:>9.0f}{row.baseline_memory / 1e6:>7.0f}"
     )
 
 
-def run(device: str, quick: bool, only: str, budget: float) -> dict[str, Any]:
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Bandwidth reached over bytes moved, under the roof that a copy sets."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(9, 6), layout="constrained")
+    rows = list({(row["operator"], *row["shape"]): row for row in result["rows"]}.values())
+    axes.axhline(result["copy_bytes_per_second"] / 1e9, color="black", linewidth=1, label="copy")
+    for row in rows:
+        moved, reached = row["bytes"] / 1e6, row["bytes"] / row["seconds"] / 1e9
+        axes.plot(moved, reached, "o", color="tab:blue", markersize=4)
+        axes.annotate(row["operator"], (moved, reached), textcoords="offset points", xytext=(5, 2), fontsize=7)
+    axes.set(xscale="log", yscale="log", xlabel="bytes that have to move, MB", ylabel="over our time, GB/s")
+    axes.set_title(f"{result['device']}, {result['threads']} threads", fontsize=9)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def run(device: str, quick: bool, sweeping: bool, only: str, budget: float) -> dict[str, Any]:
     torch.manual_seed(0)
     bandwidth = copy_bandwidth(device, quick)
     print(f"{device_name(device)}, torch {torch.__version__}, copy {bandwidth / 1e9:.1f} GB/s\n{HEADER}", flush=True)
     rows = []
-    for make in problems(device, quick):
+    for make in sweep(device) if sweeping else problems(device, quick):
         problem = make()
         if re.search(only, problem.operator):
-            rows.append(measure(problem, device, bandwidth, budget))
-            print(line(rows[-1]), flush=True)
+            rows.extend(found := measure(problem, device, bandwidth, budget))
+            print(*map(line, found), sep="\n", flush=True)
         del problem
         gc.collect()
+    slower = [row for row in rows if row.ratio < 1]
+    print(f"{len(rows)} comparisons, {len(slower)} lost", *map(line, slower), sep="\n")
     return {
         "device": device_name(device),
         "torch": torch.__version__,
+        "peers": {name: version(name) for name in ("monai", "torchdeq") if installed(name)},
         "deqreg": package_version(),
         "threads": torch.get_num_threads(),
         "quick": quick,
@@ -433,18 +607,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--quick", action="store_true", help="half the size along every axis, and shorter timing")
+    parser.add_argument("--sweep", action="store_true", help="many sizes and channels instead of the large volume")
     parser.add_argument("--only", default="", help="operators whose name has a match of this expression")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--output", type=Path, help="JSON file (default: benchmarks/results/DEVICE.json)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
-    result = run(device, args.quick, args.only, 0.3 if args.quick else 2.0)
-    name = re.sub(r"[^a-z0-9]+", "-", result["device"].lower()).strip("-")
+    budget = 0.1 if args.sweep else 0.3 if args.quick else 2.0
+    result = run(device, args.quick, args.sweep, args.only, budget)
+    name = re.sub(r"[^a-z0-9]+", "-", result["device"].lower()).strip("-") + ("-sweep" if args.sweep else "")
     output = args.output or RESULTS / f"{name}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(result, indent=1) + "\n")
     print(f"written to {output}")
+    if installed("matplotlib") and not args.sweep and result["rows"]:
+        plot(result, output.with_suffix(".png"))
 
 
 if __name__ == "__main__":

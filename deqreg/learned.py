@@ -61,6 +61,7 @@ def solve_learned(
         progress(Progress("learned", steps, SOLVERS[-1].max_steps, residuals[-1], after, grid.shape))
     return u, LevelReport(
         shape=grid.shape,
+        field_shape=grid.shape,
         spacing=grid.spacing,
         steps=steps,
         status=solution.status.value,

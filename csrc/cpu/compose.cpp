@@ -1,4 +1,6 @@
 // Composition: the warp of the outer field, one cell a voxel for all its components, plus the inner field.
+#include "cpu/compose.h"
+
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 #include "cpu/sampling_tile.h"
@@ -6,7 +8,7 @@
 namespace deqreg::cpu::DEQREG_ISA {
 namespace {
 
-/// What for_rows and select_types read.
+/// What for_tiles and select_types read.
 struct Sampled {
   DType dtype;
   Grid image_grid, out_grid;
@@ -14,37 +16,39 @@ struct Sampled {
 };
 
 template <int D, class T, class Index>
-void compose_rows(const Compose& op, const Sampled& sampled, const Executor& executor) {
-  const std::int64_t length = op.inner_grid.size[D - 1], voxels = op.inner_grid.voxels();
-  const std::int64_t outer_voxels = op.outer_grid.voxels();
-  parallel_for(executor, op.batch * voxels / length, 1 + grain_voxels / length, [&](auto begin, auto end) {
+void compose_tiles(const Compose& op, const Sampled& sampled, T scale, const Executor& executor) {
+  const std::int64_t voxels = op.inner_grid.voxels(), outer_voxels = op.outer_grid.voxels();
+  const auto compose = [&](std::int64_t begin, std::int64_t end) {
     LinearTile<D, T, Index> tile;
+    Corners<D, T> corners;
     fill_strides(op.outer_grid, tile.stride);
-    for_rows<D, T>(sampled, begin, end, [&](const auto& row, std::int64_t batch, std::int64_t offset, auto size) {
-      for (std::int32_t j = 0; j < size; j += tile_voxels) {
-        const std::int32_t count = size - j < tile_voxels ? size - j : tile_voxels;
-        fill_tile<Padding::border>(row, j, count, tile);
-        for (int a = 0; a < D; ++a) {
-          const T* inner = row.displacement + a * voxels + j;
-          T* out = static_cast<T*>(op.out) + (batch * D + a) * voxels + offset + j;
-          pull(tile, count, static_cast<const T*>(op.outer) + (batch * D + a) * outer_voxels, out);
+    const auto visit = [&](const auto& run, std::int64_t sample, std::int64_t offset) {
+      fill_tile<Padding::border>(run, tile);
+      for (std::int64_t a = 0; a < D; ++a) {
+        corners.fetch(tile, run.count, static_cast<const T*>(op.outer) + (sample * D + a) * outer_voxels);
+        const T* const inner = run.displacement + a * voxels;
+        T* const out = static_cast<T*>(op.out) + (sample * D + a) * voxels + offset;
 #pragma GCC ivdep
-          for (std::int32_t k = 0; k < count; ++k) out[k] += inner[k];
-        }
+        for (std::int32_t j = 0; j < run.count; ++j) out[j] = scale * (inner[j] + corners.template blend<-1>(tile, j));
       }
-    });
-  });
+    };
+    for_tiles<D, T>(sampled, begin, end, visit, scale);
+  };
+  parallel_for(executor, op.batch * tiles_of(sampled), grain_tiles(D), compose);
 }
 
 }  // namespace
 
-void launch(const Compose& op, const Executor& executor) {
+void compose_scaled(const Compose& op, double scale, const Executor& executor) {
   if (op.batch * op.inner_grid.voxels() == 0) return;
   const Sampling sampling{op.inner, nullptr, Interpolation::linear, Padding::border};
   const Sampled sampled{op.dtype, op.outer_grid, op.inner_grid, sampling};
   select_types(sampled, op.outer_grid.voxels(), [&](auto dims, auto scalar, auto index) {
-    compose_rows<dims, decltype(scalar), decltype(index)>(op, sampled, executor);
+    using T = decltype(scalar);
+    compose_tiles<dims, T, decltype(index)>(op, sampled, T(scale), executor);
   });
 }
+
+void launch(const Compose& op, const Executor& executor) { compose_scaled(op, 1.0, executor); }
 
 }  // namespace deqreg::cpu::DEQREG_ISA

@@ -12,6 +12,7 @@
 #include <type_traits>
 
 #include "core/correlation.h"
+#include "cpu/vector.h"
 #include "kernels.h"
 
 namespace deqreg::cpu::DEQREG_ISA {
@@ -23,21 +24,6 @@ constexpr std::int32_t tile_size[3] = {16, 16, 2 * run_voxels};
 // The larger a box, the less of it is shared with its neighbours and packed again; the last-level cache should hold it,
 // and the second level the windows of one run.
 constexpr std::int64_t box_bytes = std::int64_t{3} << 20;
-
-#if defined(__AVX512F__)
-constexpr std::size_t vector_bytes = 64;
-#elif defined(__AVX__)
-constexpr std::size_t vector_bytes = 32;
-#else
-constexpr std::size_t vector_bytes = 16;
-#endif
-
-/// `lanes` values side by side; `Loose` is the same at any address.
-template <class T, int lanes>
-struct Vector {
-  typedef T Aligned __attribute__((vector_size(lanes * sizeof(T))));
-  typedef T Loose __attribute__((vector_size(lanes * sizeof(T)), aligned(sizeof(T)), may_alias));
-};
 
 /// A correlation over three axes; in 2-D the first has one voxel and one corner.
 template <class T>

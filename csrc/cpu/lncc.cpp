@@ -19,30 +19,16 @@
 #include <type_traits>
 #include <utility>
 
+#include "cpu/buffer.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
+#include "cpu/vector.h"
 
 namespace deqreg::cpu::DEQREG_ISA {
 namespace {
 
 constexpr std::int64_t restart_planes = 32;
-constexpr std::int64_t alignment = 64;  // bytes
-constexpr std::int64_t group = 4;       // neighbouring windows that are summed together, sharing what they share
-
-/// Zeroed and aligned.
-template <class T>
-class Buffer {
- public:
-  explicit Buffer(std::int64_t size) : storage_(new T[size + alignment / sizeof(T)]()) {
-    const std::uintptr_t address = reinterpret_cast<std::uintptr_t>(storage_.get());
-    data_ = reinterpret_cast<T*>((address + alignment - 1) / alignment * alignment);
-  }
-  T* data() const { return data_; }
-
- private:
-  std::unique_ptr<T[]> storage_;
-  T* data_;
-};
+constexpr std::int64_t group = 4;  // neighbouring windows that are summed together, sharing what they share
 
 /// One axis and the window along it. A radius beyond the image covers the same voxels as one up to its edge.
 struct Axis {
@@ -63,24 +49,30 @@ DEQREG_INLINE void add(const T* a, const T* b, std::int64_t count, T* out) {
   for (std::int64_t x = 0; x < count; ++x) out[x] = a[x] + b[x];
 }
 
-/// out[x] = source[x] + ... + source[x + window - 1] for an odd window, by sums of 2, 4, 8, ... neighbours.
-/// source and each scratch hold count + window - 1 entries.
 template <class T>
-void box_row(const T* source, std::int64_t count, std::int64_t window, T* scratch, T* other_scratch, T* out) {
-  const T* head = source;   // sums of the first `covered` entries of each window
-  const T* spans = source;  // sums of `span` entries
-  std::int64_t covered = 1;
-  for (std::int64_t span = 2; span <= window; span *= 2) {
-    add(spans, spans + span / 2, count + window - span, scratch);
-    spans = scratch;
-    std::swap(scratch, other_scratch);
-    if ((window & span) == 0) continue;
-    add(head, spans + covered, count, out);
-    head = out;
-    covered += span;
-  }
-  if (window == 1)
-    for (std::int64_t x = 0; x < count; ++x) out[x] = source[x];
+constexpr std::int64_t lanes = static_cast<std::int64_t>(vector_bytes / sizeof(T));
+
+/// To a multiple of every lane count.
+constexpr std::int64_t round_up(std::int64_t count) { return (count + 15) / 16 * 16; }
+
+/// sum[x] = source[x] + ... + source[x + window - 1] for `vectors` of x, side by side in registers.
+template <int vectors, class T>
+DEQREG_INLINE void box_vectors(const T* source, std::int64_t window, T* out) {
+  using V = typename Vector<T, lanes<T>>::Loose;
+  V sum[vectors];
+  for (int v = 0; v < vectors; ++v) sum[v] = *reinterpret_cast<const V*>(source + v * lanes<T>);
+  for (std::int64_t k = 1; k < window; ++k)
+    for (int v = 0; v < vectors; ++v) sum[v] += *reinterpret_cast<const V*>(source + k + v * lanes<T>);
+  for (int v = 0; v < vectors; ++v) *reinterpret_cast<V*>(out + v * lanes<T>) = sum[v];
+}
+
+/// out[x] = source[x] + ... + source[x + window - 1], in whole vectors. Sums of sums of neighbours would take fewer
+/// additions, but each would be read back, at another alignment, before it has left for the cache.
+template <class T>
+void box_row(const T* source, std::int64_t count, std::int64_t window, T* out) {
+  std::int64_t x = 0;
+  for (; x + 4 * lanes<T> <= count; x += 4 * lanes<T>) box_vectors<4>(source + x, window, out + x);
+  for (; x < count; x += lanes<T>) box_vectors<1>(source + x, window, out + x);
 }
 
 /// out = rows[0] + ... + rows[count - 1], in this order.
@@ -184,19 +176,17 @@ class Slab {
         columns_(axes[2]),
         epsilon_(epsilon),
         shared_(shared),
-        lead_((columns_.radius + 15) / 16 * 16),
-        stride_(lead_ + (columns_.size + columns_.radius + 15) / 16 * 16),
+        lead_(round_up(columns_.radius)),
+        stride_(lead_ + round_up(round_up(columns_.size) + columns_.radius)),
         sums_(rows_.size * moments * stride_),
         band_(moments * stride_),
-        windows_(moments * columns_.size),
-        scratch_(2 * stride_),
+        windows_(spilling(moments)),
         values_(columns_.size),
         inverse_count_(columns_.size),
         fixed_outside_(columns_.size),
         warped_outside_(columns_.size),
         mask_outside_(columns_.size),
         coefficients_(gradients ? fields * stride_ : 0),
-        field_scratch_(2 * stride_),
         row_ring_(gradients ? kept(rows_) * field_row() : 0),
         plane_ring_(gradients ? kept(planes_) * rows_.size * field_row() : 0),
         boxes_(gradients ? group * field_row() : 0),
@@ -234,7 +224,9 @@ class Slab {
   static bool completes_group(std::int64_t centre, const Axis& axis) {
     return centre % group == group - 1 || centre == axis.size - 1;
   }
-  std::int64_t field_row() const { return fields * columns_.size; }
+  /// Room for `rows` rows end to end, filled in order in whole vectors.
+  std::int64_t spilling(int rows) const { return round_up((rows - 1) * columns_.size + round_up(columns_.size)); }
+  std::int64_t field_row() const { return spilling(fields); }
   double* sums(std::int64_t y) const { return sums_.data() + y * moments * stride_; }
   T* row_ring(std::int64_t y) const { return row_ring_.data() + y % kept(rows_) * field_row(); }
   T* plane_ring(std::int64_t z, std::int64_t y) const {
@@ -258,17 +250,13 @@ class Slab {
 
   /// Plane z from images to box-summed coefficients; the sum of its values.
   double sweep(std::int64_t z) const {
-    double* const band = band_.data();
     double* const values = values_.data();
-    for (std::int64_t i = 0; i < moments * stride_; ++i) band[i] = 0.0;
+    for (std::int64_t i = 0; i < moments * stride_; ++i) band_.data()[i] = 0.0;
     for (std::int64_t x = 0; x < columns_.size; ++x) values[x] = 0.0;
     const std::int64_t radius = rows_.radius, last = rows_.size + (gradients ? 2 : 1) * radius;
     for (std::int64_t y = 0; y < last; ++y) {
-      if (y < rows_.size) {
-        enter(z, y);
-        add(band, sums(y), moments * stride_, band);
-      }
-      if (y >= rows_.window()) take_from_band(y - rows_.window());
+      if (y < rows_.size) enter(z, y);
+      move_band(y);
       if (y >= radius && y - radius < rows_.size) emit(z, y - radius);
       const std::int64_t behind = y - 2 * radius;
       if (gradients && behind >= 0 && completes_group(behind, rows_)) box_rows(z, behind / group * group);
@@ -278,25 +266,32 @@ class Slab {
     return total;
   }
 
-  void take_from_band(std::int64_t y) const {
-    if (y >= rows_.size) return;
-    const double* const row = sums(y);
+  /// Moves the band to the window that ends with row y.
+  void move_band(std::int64_t y) const {
+    const std::int64_t leaving = y - rows_.window();
     double* const band = band_.data();
+    const double* const in = y < rows_.size ? sums(y) : nullptr;
+    const double* const out = leaving >= 0 && leaving < rows_.size ? sums(leaving) : nullptr;
+    if (in != nullptr && out != nullptr) {
 #pragma GCC ivdep
-    for (std::int64_t i = 0; i < moments * stride_; ++i) band[i] -= row[i];
+      for (std::int64_t i = 0; i < moments * stride_; ++i) band[i] += in[i] - out[i];
+    } else if (in != nullptr) {
+      add(band, in, moments * stride_, band);
+    } else if (out != nullptr) {
+#pragma GCC ivdep
+      for (std::int64_t i = 0; i < moments * stride_; ++i) band[i] -= out[i];
+    }
   }
 
   /// The windows centred on row y of plane z: values, and coefficients summed along the row.
   void emit(std::int64_t z, std::int64_t y) const {
     const std::int64_t count = columns_.size, window = columns_.window();
     for (int q = 0; q < moments; ++q)
-      box_row(band_.data() + q * stride_ + lead_ - columns_.radius, count, window, scratch_.data(),
-              scratch_.data() + stride_, windows_.data() + q * count);
+      box_row(band_.data() + q * stride_ + lead_ - columns_.radius, count, window, windows_.data() + q * count);
     correlate(1.0 / double(planes_.count(z) * rows_.count(y)), image_row(z, y).mask);
     if constexpr (gradients > 0)
       for (int f = 0; f < fields; ++f)
-        box_row(coefficients_.data() + f * stride_ + lead_ - columns_.radius, count, window, field_scratch_.data(),
-                field_scratch_.data() + stride_, row_ring(y) + f * count);
+        box_row(coefficients_.data() + f * stride_ + lead_ - columns_.radius, count, window, row_ring(y) + f * count);
   }
 
   void correlate(double inverse_rows, const std::uint8_t* mask) const {
@@ -381,10 +376,10 @@ class Slab {
   Buffer<double> sums_;     // [rows, moments, stride]: summed along axis 0
   Buffer<double> band_;     // [moments, stride]: and along axis 1
   Buffer<double> windows_;  // [moments, columns]: and along axis 2
-  Buffer<double> scratch_, values_, inverse_count_;
+  Buffer<double> values_, inverse_count_;
   Buffer<T> fixed_outside_, warped_outside_;  // a row that adds nothing to any sum
   Buffer<std::uint8_t> mask_outside_;
-  Buffer<T> coefficients_, field_scratch_;
+  Buffer<T> coefficients_;
   Buffer<T> row_ring_;                     // [window + 3, fields, columns]: coefficients summed along axis 2
   Buffer<T> plane_ring_;                   // [window + 3, rows, fields, columns]: and along axis 1
   Buffer<T> boxes_;                        // [group, fields, columns]: and along axis 0

@@ -1,6 +1,6 @@
 // Splat: each thread owns a slab of image planes and adds, in the order of the output voxels, what falls into it. No
 // two threads write one voxel, and the order of additions does not depend on how the planes were shared out: the result
-// is the same bits at any number of threads. Rows of output voxels that miss a slab are passed over by their bounds.
+// is the same bits at any number of threads. Tiles of output voxels that miss a slab are passed over by their bounds.
 #include <memory>
 
 #include "cpu/isa.h"
@@ -12,7 +12,7 @@ namespace {
 
 template <class Index>
 struct Bounds {
-  Index lowest, highest;  // offsets of the first voxel of the cells that a row touches
+  Index lowest, highest;  // offsets of the first voxel of the cells that a tile touches
 };
 
 template <class Index>
@@ -23,21 +23,18 @@ struct Slab {
 
 template <int D, class T, class Index, Padding padding, class Tile>
 void find_bounds(const Splat& op, const Executor& executor, Bounds<Index>* bounds) {
-  const std::int64_t length = op.out_grid.size[D - 1], rows = op.out_grid.voxels() / length;
-  parallel_for(executor, op.batch * rows, 1 + grain_voxels / length, [&](auto begin, auto end) {
+  parallel_for(executor, op.batch * tiles_of(op), grain_tiles(1), [&](auto begin, auto end) {
     Tile tile;
     fill_strides(op.image_grid, tile.stride);
-    for_rows<D, T>(op, begin, end, [&](const auto& row, std::int64_t batch, std::int64_t offset, std::int32_t size) {
+    Bounds<Index>* next = bounds + begin;
+    for_tiles<D, T>(op, begin, end, [&](const auto& run, std::int64_t, std::int64_t) {
+      fill_tile<padding>(run, tile);
       Bounds<Index> found{static_cast<Index>(op.image_grid.voxels()), 0};
-      for (std::int32_t j = 0; j < size; j += tile_voxels) {
-        const std::int32_t count = size - j < tile_voxels ? size - j : tile_voxels;
-        fill_tile<padding>(row, j, count, tile);
-        for (std::int32_t k = 0; k < count; ++k) {
-          found.lowest = tile.offset[k] < found.lowest ? tile.offset[k] : found.lowest;
-          found.highest = tile.offset[k] > found.highest ? tile.offset[k] : found.highest;
-        }
+      for (std::int32_t j = 0; j < run.count; ++j) {
+        found.lowest = tile.offset[j] < found.lowest ? tile.offset[j] : found.lowest;
+        found.highest = tile.offset[j] > found.highest ? tile.offset[j] : found.highest;
       }
-      bounds[batch * rows + offset / length] = found;
+      *next++ = found;
     });
   });
 }
@@ -77,9 +74,9 @@ void push(const NearestTile<D, T, Index>& tile, std::int32_t count, const T* val
 
 template <int D, class T, class Index, Padding padding, class Tile>
 void splat_planes(const Splat& op, const Executor& executor) {
-  const std::int64_t length = op.out_grid.size[D - 1], voxels = op.out_grid.voxels(), rows = voxels / length;
+  const std::int64_t voxels = op.out_grid.voxels(), tiles = op.batch * tiles_of(op);
   const std::int64_t image_voxels = op.image_grid.voxels(), plane = image_voxels / op.image_grid.size[0];
-  const std::unique_ptr<Bounds<Index>[]> bounds(new Bounds<Index>[op.batch * rows]);
+  const std::unique_ptr<Bounds<Index>[]> bounds(new Bounds<Index>[tiles]);
   find_bounds<D, T, Index, padding, Tile>(op, executor, bounds.get());
   parallel_for(executor, op.image_grid.size[0], 1 + grain_voxels / plane, [&](auto begin, auto end) {
     const Slab<Index> slab{static_cast<Index>(begin * plane), static_cast<Index>(end * plane),
@@ -89,20 +86,16 @@ void splat_planes(const Splat& op, const Executor& executor) {
       for (Index i = slab.begin; i < slab.end; ++i) images[p * image_voxels + i] = T(0);
     Tile tile;
     fill_strides(op.image_grid, tile.stride);
-    for_rows<D, T>(op, 0, op.batch * rows, [&](const auto& row, std::int64_t batch, std::int64_t offset, auto size) {
-      const Bounds<Index>& found = bounds[batch * rows + offset / length];
+    for (std::int64_t t = 0; t < tiles; ++t) {
       // a cell reaches one plane above its first voxel
-      if (found.highest + slab.plane < slab.begin || found.lowest >= slab.end) return;
-      for (std::int32_t j = 0; j < size; j += tile_voxels) {
-        const std::int32_t count = size - j < tile_voxels ? size - j : tile_voxels;
-        fill_tile<padding>(row, j, count, tile);
-        for (std::int64_t c = 0; c < op.channels; ++c) {
-          const std::int64_t channel = batch * op.channels + c;
-          push(tile, count, static_cast<const T*>(op.values) + channel * voxels + offset + j, slab,
-               images + channel * image_voxels);
-        }
-      }
-    });
+      if (bounds[t].highest + slab.plane < slab.begin || bounds[t].lowest >= slab.end) continue;
+      for_tiles<D, T>(op, t, t + 1, [&](const auto& run, std::int64_t sample, std::int64_t offset) {
+        fill_tile<padding>(run, tile);
+        for (std::int64_t c = sample * op.channels; c < (sample + 1) * op.channels; ++c)
+          push(tile, run.count, static_cast<const T*>(op.values) + c * voxels + offset, slab,
+               images + c * image_voxels);
+      });
+    }
   });
 }
 

@@ -58,6 +58,17 @@ def assert_matches_reference(function: Function, reference: Function, sample: Sa
         torch.testing.assert_close(a, e, atol=tolerance * scale, rtol=0)
 
 
+def assert_same_bits(call: Callable[[], Sequence[Tensor]]) -> None:
+    """Ten runs at each of several thread counts. Wants the fixture `threads`, which puts the count back."""
+    expected = None
+    for count in (1, 2, 4):
+        torch.set_num_threads(count)
+        for _ in range(10):
+            found = call()
+            expected = found if expected is None else expected
+            assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
 def assert_compiles_and_exports(function: Function, sample: Sample) -> None:
     """One graph without a break, the same result and gradients; and a program that torch.export keeps whole."""
     torch._dynamo.reset()

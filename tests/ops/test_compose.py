@@ -5,7 +5,7 @@ import torch
 
 from deqreg import ops
 from deqreg.ops import reference
-from tests.ops.harness import Sample, assert_compiles_and_exports, assert_matches_reference
+from tests.ops.harness import Sample, assert_compiles_and_exports, assert_matches_reference, assert_same_bits
 
 
 def sample(name: str, outer: tuple[int, ...], inner: tuple[int, ...]) -> Sample:
@@ -36,6 +36,11 @@ def test_passes_torchs_checks(s: Sample) -> None:
 def test_field_with_itself_counts_both_places() -> None:
     u = torch.randn(1, 2, 6, 5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda v: ops.compose(v, v), u)
+
+
+def test_same_bits_at_any_thread_count(threads: None) -> None:
+    outer, inner = torch.randn(2, 3, 20, 30, 40), torch.randn(2, 3, 33, 40, 50) * 4
+    assert_same_bits(lambda: [ops.compose(outer, inner)])
 
 
 def test_second_derivative_raises() -> None:

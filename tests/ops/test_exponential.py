@@ -5,7 +5,7 @@ import torch
 
 from deqreg import ops
 from deqreg.ops import reference
-from tests.ops.harness import Sample, assert_compiles_and_exports, assert_matches_reference
+from tests.ops.harness import Sample, assert_compiles_and_exports, assert_matches_reference, assert_same_bits
 
 
 def sample(name: str, shape: tuple[int, ...], *steps: int) -> Sample:
@@ -35,6 +35,11 @@ def test_opposite_velocities_undo_each_other() -> None:
     assert v.abs().max() > 2  # an error of sign would leave voxels
     round_trip = ops.compose(ops.exponential(v), ops.exponential(-v))
     assert round_trip[..., 6:-6, 6:-6, 6:-6].abs().max() < 0.05
+
+
+def test_same_bits_at_any_thread_count(threads: None) -> None:
+    velocity = torch.randn(2, 3, 33, 40, 50)
+    assert_same_bits(lambda: [ops.exponential(velocity)])
 
 
 def test_errors_state_the_contract() -> None:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from deqreg import ops
 from deqreg.ops import reference
-from tests.ops.harness import Sample, assert_compiles_and_exports, assert_matches_reference
+from tests.ops.harness import Sample, assert_compiles_and_exports, assert_matches_reference, assert_same_bits
 
 
 def sample(name: str, shape: tuple[int, ...], batch: int = 2) -> Sample:
@@ -78,14 +78,12 @@ def test_empty_batch_and_empty_grid() -> None:
 
 def test_same_bits_at_any_thread_count(threads: None) -> None:
     u = torch.randn(2, 3, 33, 40, 50, requires_grad=True)
-    results = []
-    for count in (1, 2, 4):
-        torch.set_num_threads(count)
+
+    def call() -> list[Tensor]:
         found = ops.jacobian_determinant(u)
-        results.append((found, torch.autograd.grad(found.square().sum(), u)[0]))
-    for found, grad in results[1:]:
-        assert torch.equal(found, results[0][0])
-        assert torch.equal(grad, results[0][1])
+        return [found, *torch.autograd.grad(found.square().sum(), u)]
+
+    assert_same_bits(call)
 
 
 def test_second_derivative_raises() -> None:
