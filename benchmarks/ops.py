@@ -123,15 +123,17 @@ def torch_lncc(fixed: Tensor, warped: Tensor, window: int) -> Tensor:
     return (covariance**2 / ((sums[2] - sums[0] ** 2) * (sums[3] - sums[1] ** 2) + 1e-5)).mean()
 
 
-def torch_correlation(fixed: Tensor, moving: Tensor, radius: int) -> Tensor:
-    """A product and a sum a shift, of slices of a padded image."""
-    shape, width = fixed.shape[2:], 2 * radius + 1
-    padded = functional.pad(moving, [radius] * 6, mode="replicate")
-    shifted = (
-        padded[:, :, z : z + shape[0], y : y + shape[1], x : x + shape[2]]
-        for z, y, x in itertools.product(range(width), repeat=3)
-    )
-    return torch.stack([(fixed * image).sum(1) for image in shifted], dim=1) / math.sqrt(fixed.shape[1])
+def torch_correlation(fixed: Tensor, moving: Tensor, u: Tensor | None, radius: int) -> Tensor:
+    """A product and a sum a shift, of slices of a padded image, or of a warp each."""
+    shape, width, products = fixed.shape[2:], 2 * radius + 1, []
+    padded = functional.pad(moving, [radius] * 6, mode="replicate") if u is None else moving
+    for delta in itertools.product(range(width), repeat=3):
+        if u is None:
+            image = padded[(..., *(slice(k, k + n) for k, n in zip(delta, shape, strict=True)))]
+        else:
+            image = torch_warp(moving, u + (u.new_tensor(delta) - radius).view(1, 3, 1, 1, 1))
+        products.append((fixed * image).sum(1))
+    return torch.stack(products, dim=1) / math.sqrt(fixed.shape[1])
 
 
 def torch_exponential(velocity: Tensor, steps: int) -> Tensor:
@@ -305,14 +307,40 @@ def gaussian(shape: tuple[int, ...], device: str, dtype: torch.dtype, sigma: flo
     return Problem(f"gaussian sigma={sigma:g} C={channels}", shape, dtype, 2 * image.nbytes, ours, theirs)
 
 
-def correlation(shape: tuple[int, ...], device: str, dtype: torch.dtype, radius: int, channels: int) -> Problem:
+def correlation(
+    shape: tuple[int, ...], device: str, dtype: torch.dtype, radius: int, channels: int, *, displaced: bool = False
+) -> Problem:
     fixed, moving = (normal(1, channels, *shape, dtype=dtype, device=device) for _ in range(2))
-    moved = 2 * fixed.nbytes + (2 * radius + 1) ** 3 * fixed.nbytes // channels
+    u = smooth_field(shape, device) if displaced else None
+    moved = 2 * fixed.nbytes + (2 * radius + 1) ** 3 * fixed.nbytes // channels + (0 if u is None else u.nbytes)
+    name = f"correlation r={radius} C={channels}" + (" displaced" if displaced else "")
     ours, theirs = (
-        lambda: ops.correlation(fixed, moving, radius=radius),
-        lambda: torch_correlation(fixed, moving, radius),
+        lambda: ops.correlation(fixed, moving, u, radius=radius),
+        lambda: torch_correlation(fixed, moving, u, radius),
     )
-    return Problem(f"correlation r={radius} C={channels}", shape, dtype, moved, ours, theirs)
+    return Problem(name, shape, dtype, moved, ours, theirs)
+
+
+def correlation_gradients(
+    shape: tuple[int, ...], device: str, dtype: torch.dtype, radius: int, channels: int, *, displaced: bool = False
+) -> Problem:
+    """Forward and every gradient."""
+    inputs = [normal(1, channels, *shape, dtype=dtype, device=device).requires_grad_() for _ in range(2)]
+    if displaced:
+        inputs.append(smooth_field(shape, device).requires_grad_())
+    grad = normal(1, (2 * radius + 1) ** 3, *shape, dtype=dtype, device=device)
+
+    def through(function: Callable[..., Tensor]) -> Any:
+        return torch.autograd.grad(function(inputs[0], inputs[1], inputs[2] if displaced else None), inputs, grad)
+
+    # the features are read twice and their gradients written, the volume of correlations written and its cotangent read
+    moved = 6 * inputs[0].nbytes + 2 * grad.nbytes + (3 * inputs[2].nbytes if displaced else 0)
+    name = f"correlation r={radius} C={channels} + gradients" + (" displaced" if displaced else "")
+    ours, theirs = (
+        lambda: through(lambda f, m, u: ops.correlation(f, m, u, radius=radius)),
+        lambda: through(lambda f, m, u: torch_correlation(f, m, u, radius)),
+    )
+    return Problem(name, shape, dtype, moved, ours, theirs)
 
 
 def jacobian_determinant(shape: tuple[int, ...], device: str, dtype: torch.dtype) -> Problem:
@@ -373,9 +401,14 @@ def problems(device: str, quick: bool) -> Iterator[Callable[[], Problem]]:
     yield lambda: anderson(shape if on_gpu else (96, 112, 96), device, single, 5 if on_gpu else 6)
     for window in (5, 9):
         yield lambda w=window: lncc(shape, device, single, w)
-    if not on_gpu:  # there is no kernel
+    half = tuple(n // 2 for n in shape)  # where networks compare features
+    for radius in (1, 2, 3):
+        yield lambda r=radius: correlation(half, device, single, r, 32)
+    yield lambda: correlation_gradients(half, device, single, 1, 32)
+    if on_gpu:  # hundreds of warps in plain torch take a CPU minutes
         for radius in (1, 2, 3):
-            yield lambda r=radius: correlation(tuple(n // 2 for n in shape), device, single, r, 32)
+            yield lambda r=radius: correlation(half, device, single, r, 32, displaced=True)
+        yield lambda: correlation_gradients(half, device, single, 1, 32, displaced=True)
 
 
 def sweep(device: str) -> Iterator[Callable[[], Problem]]:
@@ -389,7 +422,7 @@ def sweep(device: str) -> Iterator[Callable[[], Problem]]:
             yield lambda s=shape, c=channels: warp_to_displacement(s, device, single, c)
             yield lambda s=shape, c=channels: warp_to_image(s, device, single, c)
             yield lambda s=shape, c=channels: gaussian(s, device, single, 1.5, c)
-            if device == "cpu" and n <= 128:
+            if n <= 128:
                 yield lambda s=shape, c=channels: correlation(s, device, single, 1, c)
         yield lambda s=shape: compose(s, device, single)
         yield lambda s=shape: exponential(s, device, single)
@@ -502,7 +535,7 @@ def device_name(device: str) -> str:
 
 
 HEADER = (
-    f"{'operator':<28}{'shape':<13}{'dtype':<9}{'ms':>9}  {'baseline':<9}{'its ms':>9}{'ratio':>7}{'MB':>7}{'share':>7}"
+    f"{'operator':<42}{'shape':<13}{'dtype':<9}{'ms':>9}  {'baseline':<9}{'its ms':>9}{'ratio':>7}{'MB':>7}{'share':>7}"
     f"{'MB peak':>9}{'its':>7}"
 )
 
@@ -517,7 +550,7 @@ def package_version() -> str:
 
 def line(row: Row) -> str:
     return (
-        f"{row.operator:<28}{'x'.join(map(str, row.shape)):<13}{row.dtype:<9}{row.seconds * 1e3:>9.3f}"
+        f"{row.operator:<42}{'x'.join(map(str, row.shape)):<13}{row.dtype:<9}{row.seconds * 1e3:>9.3f}"
         f"  {row.baseline:<9}{row.baseline_seconds * 1e3:>9.3f}{row.ratio:>6.1f}x{row.bytes / 1e6:>7.0f}"
         f"{row.share:>7.0%}{row.memory / 1e6:>9.0f}{row.baseline_memory / 1e6:>7.0f}"
     )

@@ -168,7 +168,8 @@ struct CorrelationGradient {
   void* grad_fixed;          // [N, C, *S] or null
   void* grad_moving;         // [N, C, *S] or null
   void* grad_displacement;   // [N, D, *S] or null
-  bool deterministic;        // as in Splat
+  bool deterministic;        // as in Splat, where there is a displacement; without one the same bits always
+  void* workspace;           // CUDA: workspace_bytes(). The CPU kernel takes none
 };
 
 /// value = mean over x of (cov(x) + s)^2 / ((var_fixed(x) + e) (var_warped(x) + e)) in cubic windows clipped to image
@@ -275,6 +276,8 @@ void launch(const AndersonUpdate& op, cudaStream_t stream);
 void launch(const AndersonSolve& op, cudaStream_t stream);
 void launch(const AndersonMix& op, cudaStream_t stream);
 void launch(const Compose& op, cudaStream_t stream);
+void launch(const Correlation& op, cudaStream_t stream);
+void launch(const CorrelationGradient& op, cudaStream_t stream);
 void launch(const Exponential& op, cudaStream_t stream);
 void launch(const Gaussian& op, cudaStream_t stream);
 void launch(const JacobianDeterminant& op, cudaStream_t stream);
@@ -286,6 +289,7 @@ void launch(const Splat& op, cudaStream_t stream);
 void launch(const Warp& op, cudaStream_t stream);
 void launch(const WarpGradient& op, cudaStream_t stream);
 
+std::size_t workspace_bytes(const CorrelationGradient& op);
 std::size_t workspace_bytes(const Lncc& op);
 std::size_t workspace_bytes(const Splat& op);
 

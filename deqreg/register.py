@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from deqreg import io, ops
 from deqreg.equilibrium import Anderson, Solution, fixed_point
@@ -40,8 +42,14 @@ Landmarks = str | os.PathLike[str] | Tensor
 
 # The moving image reaches this share of the fixed grid past it, so that what lies outside can be pulled in.
 _MARGIN = 0.1
-# What a level holds at its peak, in float32 volumes: the two images, fields, forces and the solver's history.
-_VOLUMES_PER_LEVEL = 30
+# The field reaches so many of the fixed image's finest voxels past what there is to align: it has room to fade.
+_BORDER = 8
+# Smooths the kinks that linear interpolation leaves between the field's voxels, in voxels of the fixed image. Between
+# brains the spread of the log-Jacobian falls by 2 % and Dice by nothing.
+_ROUNDING = 0.5
+# What a level holds at its peak, in float32 volumes: of the images' size both images, the warped one, its gradient, and
+# field and force there; of the field's size what the solver keeps, beside its history.
+_IMAGE_VOLUMES, _FIELD_COPIES = 13, 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,12 +158,17 @@ def register(
         with clock.stage("affine"):
             world, displacement = _initial(images, start, chosen, progress)
         levels = []
+        first, inner = _domain(*images, world)
+        displacement = _inside(displacement, first, inner.grid.shape)
         for number, level in enumerate(chosen.levels, 1):
             with clock.stage(f"level {number}"):
                 label = f"level {number}/{len(chosen.levels)}"
-                displacement, report = _solve_level(images, world, displacement, level, chosen, label, progress)
+                displacement, report = _solve_level(
+                    (inner, images[1]), world, displacement, level, chosen, label, progress
+                )
                 levels.append(report)
         with clock.stage("resample"):
+            displacement = _extended(displacement, first, inner.grid.shape, images[0].grid.shape)
             outputs = _resample(pair, images, world, displacement, chosen)
     clock.seconds["total"] = time.perf_counter() - started
     settings = {"preset": asdict(chosen), "method": method, "initial": str(initial), "device": str(where), "seed": seed}
@@ -279,10 +292,11 @@ def _fit_budget(preset: Preset, pair: _Pair, budget: int | None) -> Preset:
     if budget is None:
         return preset
     grid = _grid(pair.fixed)
+    fields = _FIELD_COPIES + 2 * preset.memory
 
     def needed(level: Level) -> int:
-        shape = level_shape(grid, min(grid.spacing) * level.factor)
-        return _VOLUMES_PER_LEVEL * 4 * int(np.prod(shape))
+        shape, field_shape = _level_shapes(grid, level, preset)
+        return 4 * int(_IMAGE_VOLUMES * np.prod(shape) + fields * grid.dims * np.prod(field_shape))
 
     fitting = tuple(level for level in preset.levels if needed(level) <= budget)
     if not fitting:
@@ -350,6 +364,52 @@ def _split_field(start: DisplacementField, grid: Grid, device: torch.device) -> 
     return world, left.float().to(device)
 
 
+def _domain(fixed: Image, moving: Image, world: Tensor) -> tuple[list[int], Image]:
+    """The box of the fixed image that holds whatever there is to align, and the voxel where it begins."""
+    grid, ends = fixed.grid, moving.foreground_box().double()
+    corners = torch.cartesian_prod(*ends.T)
+    dims = grid.dims
+    back = torch.linalg.inv(world)
+    points = moving.grid.to_world(corners) @ back[:dims, :dims].T + back[:dims, dims]
+    reached = torch.cat([grid.to_voxels(points), fixed.foreground_box().double()])
+    border = [_BORDER * min(grid.spacing) / edge for edge in grid.spacing]
+    first, shape = [], []
+    for size, low, high, more in zip(grid.shape, reached.amin(0), reached.amax(0), border, strict=True):
+        begin = min(max(math.floor(float(low) - more), 0), size - 1)
+        end = max(min(math.ceil(float(high) + more) + 1, size), begin + 1)
+        first.append(begin)
+        shape.append(end - begin)
+    return first, fixed.cropped(first, shape)
+
+
+def _inside(displacement: Tensor, first: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """The part of a displacement on the fixed grid that lies in a box; one of a single voxel holds anywhere."""
+    if displacement[0, 0].numel() == 1:
+        return displacement
+    box = (..., *(slice(begin, begin + size) for begin, size in zip(first, shape, strict=True)))
+    return displacement[box].contiguous()
+
+
+def _extended(displacement: Tensor, first: Sequence[int], shape: Sequence[int], whole: Sequence[int]) -> Tensor:
+    """A displacement on a box of the fixed grid, on all of it: beyond its faces it goes on as it is there."""
+    padding = [
+        side
+        for begin, size, total in zip(reversed(first), reversed(shape), reversed(whole), strict=True)
+        for side in (begin, total - begin - size)
+    ]
+    fine = resize_displacement(displacement, shape)
+    if displacement.shape[2:] != fine.shape[2:]:
+        fine = ops.gaussian(fine, _ROUNDING)
+    return functional.pad(fine, padding, mode="replicate")
+
+
+def _level_shapes(grid: Grid, level: Level, preset: Preset) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Voxels of the images and of the field on one level."""
+    shape = level_shape(grid, min(grid.spacing) * level.factor)
+    coarse = grid.resized(shape)
+    return shape, level_shape(coarse, min(coarse.spacing) * preset.coarsening)
+
+
 def _solve_level(
     images: tuple[Image, Image],
     world: Tensor,
@@ -362,16 +422,18 @@ def _solve_level(
     """The equilibrium on one level, started from the coarser one's."""
     started = time.perf_counter()
     fixed, moving = images
-    grid = fixed.grid.resized(level_shape(fixed.grid, min(fixed.grid.spacing) * level.factor))
+    shape, field_shape = _level_shapes(fixed.grid, level, preset)
+    grid = fixed.grid.resized(shape)
     margin = [max(1, round(_MARGIN * n)) for n in grid.shape]
     update = VariationalUpdate(
         resize(fixed.data, grid.shape),
         resample(moving.data, moving.grid, grid.padded(margin), world),
         preset.method,
+        field=field_shape,
         spacing=grid.spacing,
         margin=margin,
     )
-    u = resize_displacement(displacement, grid.shape)
+    u = resize_displacement(displacement, field_shape)
     similarities: list[float] = []
 
     def look(step: int, residual: float) -> None:
@@ -392,6 +454,7 @@ def _level_report(
     low, high = ops.jacobian_determinant(value).aminmax()
     return LevelReport(
         shape=grid.shape,
+        field_shape=tuple(value.shape[2:]),
         spacing=grid.spacing,
         steps=int(solution.steps[0]),
         status=solution.status.value,
@@ -409,7 +472,7 @@ def _resample(
 ) -> dict[str, Any]:
     """The total transform and everything it moves, each interpolated once from the native moving grid."""
     fixed, moving = images[0].grid, images[1].grid
-    u = resize_displacement(displacement, fixed.shape)
+    u = displacement
     still = torch.zeros_like(u)
     mapping = fixed.map_to(moving, world).to(u)[None]
     native = pair.moving.data.to(u.device)[None, None]

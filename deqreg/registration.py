@@ -25,7 +25,7 @@ class Progress:
         stage: what is being done, for a person.
         step: how far the stage is.
         steps: the most steps the stage may take.
-        residual: root mean square change of the field by a step, in voxels of the level, where there is one.
+        residual: root mean square change of the field by a step, in its voxels, where there is one.
         similarity: mean squared local correlation, or minus the mean square; higher is better.
         shape: the grid of the level.
     """
@@ -43,12 +43,13 @@ class LevelReport:
     """How one level of the deformable registration went.
 
     Attributes:
-        shape: voxels along each axis.
+        shape: voxels of the images along each axis.
+        field_shape: voxels of the field.
         spacing: their edges in millimetres.
         steps: evaluations of the update.
         status: of the solver, a word.
         sentence: the same for a person.
-        residuals: one a step, voxels of the level, root mean square.
+        residuals: one a step, voxels of the field, root mean square.
         similarity_before: at the level's start.
         similarity_after: at its end.
         jacobian_range: smallest and largest Jacobian determinant of the field.
@@ -56,6 +57,7 @@ class LevelReport:
     """
 
     shape: tuple[int, ...]
+    field_shape: tuple[int, ...]
     spacing: tuple[float, ...]
     steps: int
     status: str

@@ -128,18 +128,12 @@ def outside(here, name):
         assert here == "cpu" or not name.endswith("intrin.h"), f"csrc/{here} must not use intrinsics"
 
 
-# Operators that say in their docstring that they have no CUDA kernel.
-CPU_ONLY = {"correlation"}
-
-
 @pytest.mark.parametrize("name", [name for name in ops.__all__ if callable(getattr(ops, name))])
 def test_one_operator_has_one_file_in_every_layer(name):
     file = getattr(ops, name).__module__.split(".")[-1]
     # an operator's gradient, and the parts of one method, share the file that is named after what they have in common
     assert name == file or name.startswith(f"{file}_")
     places = ["deqreg/ops/{}.py", "csrc/cpu/{}.cpp", "csrc/cuda/{}.cu", "csrc/bindings/{}.h", "tests/ops/test_{}.py"]
-    if name in CPU_ONLY:
-        places.remove("csrc/cuda/{}.cu")
     missing = [place.format(file) for place in places if not (ROOT / place.format(file)).is_file()]
     assert not missing, f"{name} has no {', '.join(missing)}"
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 import deqreg
 from deqreg import io, metrics, ops
@@ -52,6 +53,21 @@ def test_world_result_does_not_depend_on_how_the_voxels_are_stored() -> None:
     other = deqreg.register(nib.Nifti1Image(fixed.numpy(), affine), turned)
     # the same samples in another order: only the order of sums differs, and what the solver makes of it
     torch.testing.assert_close(other.displacement, plain.displacement, atol=0.05, rtol=0)
+
+
+def test_empty_space_around_the_images_is_left_out() -> None:
+    fixed, moving, _ = pair(32, 30, 36)
+    window = bump(32, 30, 36, height=1.0)[0, 0] > 0.1  # a head in an empty box
+    found = []
+    for before, after in ((10, 20), (25, 12)):
+        images = [functional.pad(image * window, (before, after) * 3) for image in (fixed, moving)]
+        displacement = deqreg.register(*images, preset="generic", initial="identity").displacement
+        assert displacement.shape == (3, *images[0].shape)
+        found.append(displacement[:, before:-after, before:-after, before:-after])
+        # beyond the box that was solved on, the field goes on as it was there
+        torch.testing.assert_close(displacement[:, 0], displacement[:, before - 9], atol=1e-5, rtol=0)  # world units
+    # the same box: only the rounding of coordinates differs, and what the solver makes of it; the motion is of 2 mm
+    assert (found[0] - found[1]).norm(dim=0)[window].mean() < 0.05
 
 
 def test_initial_transforms_are_composed_into_the_total(tmp_path: Path) -> None:

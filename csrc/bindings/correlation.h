@@ -57,12 +57,23 @@ std::tuple<Tensor, Tensor, Tensor> correlation_gradient(Tensor fixed, Tensor mov
   Tensor grad_displacement = torch::stable::new_empty(
       fixed, need_displacement ? shape_with(fixed.size(0), grid.dims, grid) : none, coordinate_type(fixed));
   const auto output = [](Tensor& tensor, bool needed) { return needed ? tensor.mutable_data_ptr() : nullptr; };
-  Backend::launch(
-      fixed, CorrelationGradient{dtype_of(fixed), fixed.size(0), fixed.size(1), static_cast<std::int32_t>(radius), grid,
-                                 fixed.const_data_ptr(), moving.const_data_ptr(),
-                                 displacement ? displacement->const_data_ptr() : nullptr, grad.const_data_ptr(),
-                                 output(grad_fixed, need_fixed), output(grad_moving, need_moving),
-                                 output(grad_displacement, need_displacement), deterministic});
+  CorrelationGradient op{dtype_of(fixed),
+                         fixed.size(0),
+                         fixed.size(1),
+                         static_cast<std::int32_t>(radius),
+                         grid,
+                         fixed.const_data_ptr(),
+                         moving.const_data_ptr(),
+                         displacement ? displacement->const_data_ptr() : nullptr,
+                         grad.const_data_ptr(),
+                         output(grad_fixed, need_fixed),
+                         output(grad_moving, need_moving),
+                         output(grad_displacement, need_displacement),
+                         deterministic,
+                         nullptr};
+  Tensor workspace = torch::stable::new_empty(fixed, {Backend::workspace_bytes(op)}, ScalarType::Byte);
+  op.workspace = workspace.mutable_data_ptr();
+  Backend::launch(fixed, op);
   return {grad_fixed, grad_moving, grad_displacement};
 }
 

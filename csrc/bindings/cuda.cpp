@@ -7,6 +7,7 @@
 
 #include "bindings/anderson.h"
 #include "bindings/compose.h"
+#include "bindings/correlation.h"
 #include "bindings/exponential.h"
 #include "bindings/gaussian.h"
 #include "bindings/jacobian_determinant.h"
@@ -42,6 +43,8 @@ STABLE_TORCH_LIBRARY_IMPL(deqreg, CUDA, m) {
   m.impl("anderson_solve", TORCH_BOX(&anderson_solve<Cuda>));
   m.impl("anderson_update", TORCH_BOX(&anderson_update<Cuda>));
   m.impl("compose", TORCH_BOX(&compose<Cuda>));
+  m.impl("correlation", TORCH_BOX(&correlation<Cuda>));
+  m.impl("correlation_gradient", TORCH_BOX(&correlation_gradient<Cuda>));
   m.impl("exponential", TORCH_BOX(&exponential<Cuda>));
   m.impl("gaussian", TORCH_BOX(&gaussian<Cuda>));
   m.impl("jacobian_determinant", TORCH_BOX(&jacobian_determinant<Cuda>));

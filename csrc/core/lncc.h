@@ -10,7 +10,12 @@
 // so that the gradient at j is fixed_j Box(a)_j - warped_j Box(b)_j - Box(c)_j. The gradient by the fixed image is the
 // same with the images exchanged. Intensities may be counted from any origin, one an image: near the intensities
 // themselves it keeps c small where a mean is large beside its deviation.
+//
+// A variance is the difference of a mean square and a squared mean. Where it is no more than their rounding the window
+// is flat: the variance counts as zero, and so does the covariance, which is rounding too and would be divided by e.
 #pragma once
+
+#include <limits>
 
 #include "core/macros.h"
 
@@ -32,12 +37,20 @@ struct LnccTerm {
   T b_fixed, c_fixed;    // of the gradient by the fixed image
 };
 
+/// A variance without what may be rounding; not-a-number stays.
+template <class T>
+DEQREG_INLINE T beyond_rounding(T variance, T mean) {
+  constexpr T rounding = T(16) * std::numeric_limits<T>::epsilon();  // of sums of some hundred squares
+  return variance <= rounding * mean * mean ? T(0) : variance;
+}
+
 template <class T>
 DEQREG_INLINE LnccTerm<T> lncc_term(const LnccMoments<T>& m, T epsilon, T shared) {
-  const T fixed = (m.fixed_variance > T(0) ? m.fixed_variance : T(0)) + epsilon;
-  const T warped = (m.warped_variance > T(0) ? m.warped_variance : T(0)) + epsilon;
+  const T fixed_variance = beyond_rounding(m.fixed_variance, m.fixed);
+  const T warped_variance = beyond_rounding(m.warped_variance, m.warped);
+  const T fixed = fixed_variance + epsilon, warped = warped_variance + epsilon;
   const T inverse = T(1) / (fixed * warped);
-  const T covariance = m.covariance + shared;
+  const T covariance = (fixed_variance == T(0) || warped_variance == T(0) ? T(0) : m.covariance) + shared;
   const T slope = covariance * inverse;
   const T square = covariance * slope;
   LnccTerm<T> term;

@@ -67,11 +67,11 @@ Similarity = Lncc | MeanSquares
 
 @dataclass(frozen=True)
 class Variational:
-    """How the classical update moves. Lengths are in units of the level's finest voxel edge.
+    """How the classical update moves. Lengths are in units of the field's finest voxel edge.
 
     Args:
         similarity: what pulls.
-        step: `tau`, displacement for a unit force.
+        step: `tau`, displacement for a unit force, a force being per finest voxel edge of the images.
         longest_step: displacement that no step exceeds.
         smooth_update: standard deviation of the Gaussian on each step: how local a motion may be.
         smooth_field: standard deviation of the Gaussian on the field after each step: how strongly it is regularised.
@@ -108,11 +108,16 @@ class VariationalUpdate:
     smoothed. No part of it depends on the iteration, so that its equilibrium balances similarity against smoothness,
     and the residual falls to it. Steps are composed, not added: each is a diffeomorphism, and so is their product.
 
+    The field may have fewer voxels than the images, over the same extent: as smooth as it is, it loses nothing by that,
+    and most of what a step costs becomes an eighth. The images see it interpolated, `P u`, and `dS/du = P^T dS/d(Pu)`,
+    a mean over the image's voxels rather than a sum.
+
     Args:
         fixed: `[N, 1, *S]`, scaled to about [0, 1].
         moving: `[N, 1, *S + 2 margin]`, in the same contrast units.
         method: how the update moves.
-        spacing: voxel edges, any unit; forces and smoothing are isotropic in it.
+        field: the field's spatial shape; that of fixed if not given.
+        spacing: voxel edges of fixed, any unit; forces and smoothing are isotropic in it.
         margin: voxels by which moving extends past the fixed grid at both ends of each axis.
         mask: `[N, 1, *S]`, where the similarity counts, or None.
 
@@ -135,6 +140,7 @@ class VariationalUpdate:
         moving: Tensor,
         method: Variational,
         *,
+        field: Sequence[int] | None = None,
         spacing: Sequence[float] | None = None,
         margin: Sequence[int] | None = None,
         mask: Tensor | None = None,
@@ -144,42 +150,64 @@ class VariationalUpdate:
         expected = [*fixed.shape[:2], *(n + 2 * m for n, m in zip(fixed.shape[2:], margin, strict=True))]
         if list(moving.shape) != expected:
             raise ValueError(f"moving must be {expected} for a margin of {margin}, got {list(moving.shape)}")
-        edges = torch.tensor([1.0] * dims if spacing is None else list(spacing), dtype=torch.float64)
         self.fixed, self.moving, self.method, self.mask = fixed, moving, method, mask
+        self.shape = tuple(fixed.shape[2:] if field is None else field)
+        if len(self.shape) != dims:
+            raise ValueError(f"field must be {dims} sizes, got {list(self.shape)}")
         self.similarity = fixed.new_zeros(fixed.shape[0])
-        relative = edges / edges.min()
+        edges = torch.tensor([1.0] * dims if spacing is None else list(spacing), dtype=torch.float64)
+        self._ratio = torch.tensor([n / m for n, m in zip(fixed.shape[2:], self.shape, strict=True)]).to(edges)
+        coarse = edges * self._ratio
+        relative = coarse / coarse.min()
         self._sigma_update = (method.smooth_update / relative).tolist()
         self._sigma_field = (method.smooth_field / relative).tolist()
-        self._relative = relative.to(fixed).view(1, -1, *[1] * dims)
-        self._isotropic = bool((relative == 1).all())
+        self._force_unit = self._per_axis(edges.min() / edges / self._ratio.prod())
+        self._step_unit = self._per_axis(1 / relative)
+        self._to_image = self._per_axis(self._ratio)
         self._shift: Tensor | None = None
         if any(margin):
             shift = torch.cat([torch.eye(dims), torch.tensor(margin, dtype=torch.float32)[:, None]], dim=1)
             self._shift = shift.to(fixed).expand(fixed.shape[0], -1, -1).contiguous()
 
+    def _per_axis(self, factors: Tensor) -> Tensor | None:
+        """Factors `[d]` ready to scale a field; None where there is nothing to scale."""
+        if bool((factors == 1).all()):
+            return None
+        return factors.to(self.fixed).view(1, -1, *[1] * len(factors))
+
+    def on_image(self, displacement: Tensor) -> Tensor:
+        """The displacement at the voxels of the fixed image, in those."""
+        if self.shape == self.fixed.shape[2:]:
+            return displacement
+        scaled = displacement if self._to_image is None else displacement * self._to_image
+        return ops.resize(scaled, self.fixed.shape[2:])
+
     def warped(self, displacement: Tensor) -> Tensor:
-        """The moving image under a displacement."""
-        return ops.warp(self.moving, displacement, affine=self._shift)
+        """The moving image under a displacement, `[N, 1, *S]`."""
+        return ops.warp(self.moving, self.on_image(displacement), affine=self._shift)
 
     def force(self, displacement: Tensor) -> Tensor:
-        """The smoothed gradient of the similarity by the displacement, `[N, d, *S]`, per finest voxel edge."""
-        warped = self.warped(displacement)
+        """The smoothed gradient of the similarity by the displacement, `[N, d, *field]`, per finest edge of fixed."""
+        fine = self.on_image(displacement)
+        warped = ops.warp(self.moving, fine, affine=self._shift)
         self.similarity, by_image = self.method.similarity.value_and_gradient(self.fixed, warped, self.mask)
-        force = ops.warp_gradient(self.moving, displacement, by_image, affine=self._shift)
-        if not self._isotropic:
-            force = force / self._relative
+        force = ops.warp_gradient(self.moving, fine, by_image, affine=self._shift)
+        if self.shape != self.fixed.shape[2:]:
+            force = ops.resize_adjoint(force, self.shape)
+        if self._force_unit is not None:
+            force.mul_(self._force_unit)
         return ops.gaussian(force, self._sigma_update)
 
     def step(self, displacement: Tensor) -> Tensor:
-        """The step the force asks for, `[N, d, *S]`, in voxels, bounded."""
+        """The step the force asks for, `[N, d, *field]`, in voxels of the field, bounded."""
         force, tau = self.force(displacement), self.method.step
         # vector_norm along axis 1 takes torch thirty times as long on a CPU
         squared = force[:, :1].square()
         for component in force[:, 1:].split(1, dim=1):
             squared.addcmul_(component, component)
         force.mul_(squared.mul_((tau / self.method.longest_step) ** 2).add_(1).rsqrt_().mul_(tau))
-        return force if self._isotropic else force.div_(self._relative)
+        return force if self._step_unit is None else force.mul_(self._step_unit)
 
     def __call__(self, displacement: Tensor) -> Tensor:
-        """The next field, `[N, d, *S]`, in voxels."""
+        """The next field, `[N, d, *field]`, in its voxels."""
         return ops.gaussian(ops.compose(displacement, self.step(displacement)), self._sigma_field)

@@ -19,8 +19,7 @@ def correlation(fixed: Tensor, moving: Tensor, displacement: Tensor | None = Non
 
     `out(delta, x) = <fixed(x), moving(x + u(x) + delta)> / sqrt(C)` for `delta` in `{-radius, ..., radius}^d`, the last
     axis fastest. All shifts of a voxel share the interpolation weights of `x + u(x)`. Features are extended by their
-    outermost voxels. Runs on the CPU alone: there is no CUDA kernel. It works in a few MiB a thread and allocates no
-    image beside its output.
+    outermost voxels. Nothing but the output is allocated, on the CPU but for a few MiB a thread.
 
     Args:
         fixed: `[N, C, *S]`, 2-D or 3-D.
@@ -31,7 +30,9 @@ def correlation(fixed: Tensor, moving: Tensor, displacement: Tensor | None = Non
 
     Returns:
         `[N, (2 radius + 1)^d, *S]`, of the features' dtype. Differentiable, once, by both features and the
-        displacement. The same bits at any thread count, forward and backward.
+        displacement. On the CPU the same bits at any thread count, forward and backward. On CUDA the gradient by
+        displaced moving features adds with atomics, unless `torch.use_deterministic_algorithms` asks for the same bits
+        in every run.
 
     Raises:
         ValueError: when a shape, dtype, device or the radius breaks this contract.

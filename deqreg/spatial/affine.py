@@ -37,6 +37,23 @@ class Image:
         mask = None if self.mask is None else (resize(self.mask, shape) > 0.5).to(self.data.dtype)
         return Image(resize(self.data, shape), self.grid.resized(shape), mask)
 
+    def cropped(self, first: Sequence[int], shape: Sequence[int]) -> Image:
+        """The box of `shape` voxels that begins at voxel `first`."""
+        box = (..., *(slice(begin, begin + size) for begin, size in zip(first, shape, strict=True)))
+        mask = None if self.mask is None else self.mask[box].contiguous()
+        return Image(self.data[box].contiguous(), self.grid.cropped(first, shape), mask)
+
+    def foreground_box(self) -> Tensor:
+        """First and last voxel, `[2, d]`, of the box around the mask, or around what is above the lowest intensity."""
+        inside = self.data[0, 0] > self.data.min() if self.mask is None else self.mask[0, 0] > 0
+        ends = []
+        for axis in range(inside.ndim):
+            others = [a for a in range(inside.ndim) if a != axis]
+            filled = inside.any(others[-1]).any(others[0]) if len(others) == 2 else inside.any(others[0])
+            where = filled.nonzero()
+            ends.append((int(where[0]), int(where[-1])) if len(where) else (0, inside.shape[axis] - 1))
+        return torch.tensor(ends).T
+
     def centre_of_mass(self) -> Tensor:
         """The world point `[d]` around which the brightness, or the mask, balances."""
         weight = (self.data if self.mask is None else self.mask)[0, 0].double().cpu()

@@ -81,6 +81,12 @@ class Grid:
         voxels[: self.dims, self.dims] = -torch.tensor(list(margin), dtype=torch.float64)
         return Grid(tuple(s + 2 * m for s, m in zip(self.shape, margin, strict=True)), self.affine @ voxels)
 
+    def cropped(self, first: Sequence[int], shape: Sequence[int]) -> Grid:
+        """The box of `shape` voxels that begins at voxel `first`."""
+        voxels = torch.eye(self.dims + 1, dtype=torch.float64)
+        voxels[: self.dims, self.dims] = torch.tensor(list(first), dtype=torch.float64)
+        return Grid(tuple(shape), self.affine @ voxels)
+
     def map_to(self, other: Grid, world: Tensor | None = None) -> Tensor:
         """The voxel map `[d, d + 1]` from this grid to another, through a world map `[d + 1, d + 1]` if given."""
         through = self.affine if world is None else world.to(self.affine) @ self.affine

@@ -7,12 +7,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from deqreg import ops
 from deqreg.spatial.grid import Grid
-
-_MODES = {2: "bilinear", 3: "trilinear"}
 
 
 def smoothing_for(factor: float) -> float:
@@ -45,7 +42,7 @@ def resize(image: Tensor, shape: Sequence[int]) -> Tensor:
         return image
     factors = [old / new for old, new in zip(image.shape[2:], shape, strict=True)]
     smooth = ops.gaussian(image, [min(smoothing_for(f), 20.0) for f in factors])
-    return functional.interpolate(smooth, size=tuple(shape), mode=_MODES[image.ndim - 2], align_corners=False)
+    return ops.resize(smooth, shape)
 
 
 def resize_displacement(displacement: Tensor, shape: Sequence[int]) -> Tensor:
@@ -65,8 +62,7 @@ def resize_displacement(displacement: Tensor, shape: Sequence[int]) -> Tensor:
     old = displacement.shape[2:]
     if tuple(shape) == tuple(old):
         return displacement
-    mode = _MODES[displacement.ndim - 2]
-    resized = functional.interpolate(displacement, size=tuple(shape), mode=mode, align_corners=False)
+    resized = ops.resize(displacement, shape)
     scale = torch.tensor([new / was for new, was in zip(shape, old, strict=True)], dtype=resized.dtype)
     return resized.mul_(scale.to(resized.device).view(1, -1, *[1] * len(old)))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from deqreg.io import replacing
 
@@ -62,3 +63,43 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(f"checkpoint {path}: damaged, or no checkpoint of a training") from error
+
+
+def load_weights(net: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Put weights from a file in place of a network's; those that the file lacks stay.
+
+    Args:
+        net: the network.
+        path: a `.safetensors` file of a state dictionary or a part of one, or what `load_checkpoint` reads.
+
+    Raises:
+        ValueError: no such file, another kind of file, or weights that the network has no place for.
+
+    >>> import tempfile
+    >>> path, net = Path(tempfile.mkdtemp()) / "best.pt", nn.Linear(2, 1)
+    >>> save_checkpoint(path, {"weights": {"bias": torch.tensor([3.0])}})
+    >>> load_weights(net, path)
+    >>> net.bias.item()
+    3.0
+    """
+    weights = _read_safetensors(Path(path)) if Path(path).suffix == ".safetensors" else load_checkpoint(path)["weights"]
+    own = net.state_dict()
+    for name, value in weights.items():
+        if name not in own or own[name].shape != value.shape:
+            place = f"{list(own[name].shape)} for it" if name in own else "no place for it"
+            raise ValueError(f"weights {path}: hold {name} of {list(value.shape)}, but the network has {place}")
+    net.load_state_dict(weights, strict=False)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ValueError(f"weights {path}: no such file")
+    try:
+        from safetensors import SafetensorError  # here, for it is an extra
+        from safetensors.torch import load_file
+    except ModuleNotFoundError as error:
+        raise ValueError(f"weights {path}: reading it needs safetensors: pip install 'deqreg[train]'") from error
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"weights {path}: damaged, or no safetensors file: {error}") from error

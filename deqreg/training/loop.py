@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from deqreg.data import Pairs, load_cases, read_dataset
 from deqreg.data.pairs import all_pairs
 from deqreg.equilibrium import Solution
-from deqreg.training.checkpoint import BEST, CHECKPOINT, load_checkpoint, save_checkpoint
+from deqreg.training.checkpoint import BEST, CHECKPOINT, load_checkpoint, load_weights, save_checkpoint
 from deqreg.training.config import Config, Optimiser, check_known, plain
 from deqreg.training.log import LOG, JsonLines, Record, TensorBoard
 from deqreg.training.objective import Objective
@@ -66,7 +66,10 @@ def train(
     with processes(device) as here:
         check_output(config, resume)
         data = read_dataset(config.data.dataset)
-        net = build_net(config).to(here.device)
+        net = build_net(config)
+        if config.initial is not None and not resume:
+            load_weights(net, config.initial)
+        net.to(here.device)
         listed = data.training_pairs if config.data.pairs != "all" else ()
         if config.data.pairs == "listed" and not listed:
             raise ValueError(f"data.pairs is listed, but {config.data.dataset} lists no training_paired_images")
@@ -97,14 +100,20 @@ def check_output(config: Config, resume: bool) -> None:
 
 
 def build_net(config: Config) -> nn.Module:
-    """The network of a configuration, its weights drawn by the seed."""
+    """The network of a configuration, its weights drawn by the seed, its frozen parts frozen."""
     from deqreg.nets import DEQReg
 
     known = [name for name in inspect.signature(DEQReg).parameters if name not in ("solver", "adjoint")]
     for key in config.model:
         check_known(key, known, "model")
     torch.manual_seed(config.seed)
-    return DEQReg(**config.model, solver=config.solver, adjoint=config.adjoint)
+    net = DEQReg(**config.model, solver=config.solver, adjoint=config.adjoint)
+    for name in config.freeze:
+        parts = [part for part, _ in net.named_modules() if part]
+        if name not in parts:
+            raise ValueError(f"freeze must name parts of the network, such as {parts[0]}, got {name!r}")
+        net.get_submodule(name).requires_grad_(False)
+    return net
 
 
 def learning_rate(step: int, steps: int, optimiser: Optimiser) -> float:
@@ -152,8 +161,9 @@ class Trainer:
         objective = Objective(net, config)
         self.objective = DistributedDataParallel(objective) if here.count > 1 else objective
         how = config.optimiser
+        trained = [value for value in net.parameters() if value.requires_grad]
         self.optimiser = torch.optim.AdamW(
-            net.parameters(), lr=how.rate, betas=(how.betas[0], how.betas[1]), weight_decay=how.decay
+            trained, lr=how.rate, betas=(how.betas[0], how.betas[1]), weight_decay=how.decay
         )
         self.scaler = torch.amp.GradScaler(here.device.type, enabled=config.precision == "float16")
         self.step, self.skipped, self.best = 0, 0, None

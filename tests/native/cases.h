@@ -23,6 +23,7 @@ struct Setting {
   Padding padding = Padding::border;
   Interpolation interpolation = Interpolation::linear;
   bool affine = false, deterministic = false;
+  std::int32_t radius = 1;    // of correlation
   double displacement = 3.0;  // voxels; three of them leave these small images on every side
 
   std::string text() const {
@@ -32,6 +33,7 @@ struct Setting {
       words += ' ';
       for (int a = 0; a < grid.dims; ++a) words += (a > 0 ? "x" : "") + std::to_string(grid.size[a]);
     }
+    if (radius != 1) words += " radius " + std::to_string(radius);
     if (padding == Padding::zeros) words += " zeros";
     if (interpolation == Interpolation::nearest) words += " nearest";
     if (affine) words += " affine";
@@ -227,6 +229,59 @@ Outputs lncc(Backend& on, const Setting& s) {
   return outputs;
 }
 
+inline std::size_t shifts_of(const Setting& s) {
+  const std::size_t along = 2 * s.radius + 1;
+  return along * along * (s.image.dims == 3 ? along : 1);
+}
+
+template <bool displaced, class Backend>
+Outputs correlation(Backend& on, const Setting& s) {
+  Random random;
+  const std::int64_t voxels = s.image.voxels(), elements = s.batch * s.channels * voxels;
+  const auto count = static_cast<std::size_t>(s.batch * voxels) * shifts_of(s);
+  deqreg::Correlation op{on.stored(s.dtype), s.batch, s.channels, s.radius, s.image, {}, {}, {}, {}};
+  op.fixed = on.input(random.normal(elements), s.dtype);
+  op.moving = on.input(random.normal(elements), s.dtype);
+  if (displaced)
+    op.displacement = on.input(random.normal(s.batch * s.image.dims * voxels, s.displacement), coordinates_of(s.dtype));
+  op.out = on.output(count, s.dtype);
+  on.launch(op);
+  return {on.read(op.out, count, s.dtype)};
+}
+
+/// `needs`: 1 for the gradient by fixed, 2 by moving, 4 by the displacement, added up.
+template <bool displaced, int needs, class Backend>
+Outputs correlation_gradient(Backend& on, const Setting& s) {
+  Random random;
+  const std::int64_t voxels = s.image.voxels(), elements = s.batch * s.channels * voxels;
+  const auto features = static_cast<std::size_t>(elements);
+  const auto field = static_cast<std::size_t>(s.batch * s.image.dims * voxels);
+  const auto shifts = static_cast<std::int64_t>(shifts_of(s));
+  deqreg::CorrelationGradient op{};
+  op.dtype = on.stored(s.dtype);
+  op.batch = s.batch;
+  op.channels = s.channels;
+  op.radius = s.radius;
+  op.grid = s.image;
+  op.deterministic = s.deterministic;
+  op.fixed = on.input(random.normal(elements), s.dtype);
+  op.moving = on.input(random.normal(elements), s.dtype);
+  if (displaced)
+    op.displacement =
+        on.input(random.normal(static_cast<std::int64_t>(field), s.displacement), coordinates_of(s.dtype));
+  op.grad = on.input(random.normal(s.batch * voxels * shifts), s.dtype);
+  op.grad_fixed = needs & 1 ? on.output(features, s.dtype) : nullptr;
+  op.grad_moving = needs & 2 ? on.output(features, s.dtype) : nullptr;
+  op.grad_displacement = needs & 4 ? on.output(field, coordinates_of(s.dtype)) : nullptr;
+  op.workspace = on.workspace(op);
+  on.launch(op);
+  Outputs outputs;
+  if (needs & 1) outputs.push_back(on.read(op.grad_fixed, features, s.dtype));
+  if (needs & 2) outputs.push_back(on.read(op.grad_moving, features, s.dtype));
+  if (needs & 4) outputs.push_back(on.read(op.grad_displacement, field, coordinates_of(s.dtype)));
+  return outputs;
+}
+
 /// The state of an Anderson iteration on `elements` numbers a sample.
 template <class Backend>
 struct AndersonState {
@@ -389,6 +444,42 @@ void add_lnccs(const Setting& s, std::vector<Case<Backend>>& cases) {
   cases.push_back({"lncc 61 masked gradients", s, lncc<61, true, 2, Backend>});  // beyond shared memory
 }
 
+inline std::vector<Setting> correlation_settings() {
+  std::vector<Setting> settings;
+  const auto add = [&](DType dtype, const Grid& grid, std::int32_t radius, std::int64_t channels) -> Setting& {
+    Setting s;
+    s.dtype = dtype;
+    s.image = s.out = grid;
+    s.radius = radius;
+    s.channels = channels;
+    settings.push_back(s);
+    return settings.back();
+  };
+  for (std::int32_t radius = 0; radius <= 4; ++radius) {  // rows that are whole vectors, and rows that are not
+    add(DType::float32, radius < 2 ? grid3(3, 10, 36) : grid3(2, 3, 36), radius, 3);
+    add(DType::float64, grid2(11, 37), radius, 3);
+  }
+  for (DType dtype : {DType::float64, DType::float16, DType::bfloat16}) add(dtype, grid3(3, 4, 38), 1, 3);
+  add(DType::float16, grid2(19, 40), 2, 3);
+  add(DType::float32, grid2(3, 5), 1, 35).batch = 1;  // more channels than are at work at a time
+  add(DType::float64, grid2(3, 5), 1, 19).batch = 1;
+  add(DType::float32, grid3(1, 6, 1), 2, 3);  // axes of one voxel, where all windows end on the border
+  add(DType::float32, grid3(2, 5, 70), 1, 3).displacement = 0.1;  // neighbouring voxels have neighbouring windows
+  add(DType::float32, grid3(4, 5, 6), 1, 3).displacement = 1e4;   // far outside
+  return settings;
+}
+
+template <class Backend>
+void add_correlations(const Setting& setting, std::vector<Case<Backend>>& cases) {
+  Setting s = setting;
+  cases.push_back({"correlation in place", s, correlation<false, Backend>});
+  cases.push_back({"correlation in place gradients", s, correlation_gradient<false, 3, Backend>});
+  cases.push_back({"correlation", s, correlation<true, Backend>});
+  cases.push_back({"correlation gradients", s, correlation_gradient<true, 7, Backend>, false});
+  s.deterministic = true;
+  cases.push_back({"correlation gradients", s, correlation_gradient<true, 7, Backend>});
+}
+
 template <class Backend>
 std::vector<Case<Backend>> all_cases() {
   std::vector<Case<Backend>> cases;
@@ -420,6 +511,14 @@ std::vector<Case<Backend>> all_cases() {
     cases.push_back({"anderson 3 slots", s, anderson<3, 20000, Backend>});
     cases.push_back({"anderson 7 slots", s, anderson<7, 8191, Backend>});
   }
+  for (const Setting& s : correlation_settings()) add_correlations(s, cases);
+  Setting one;
+  one.image = one.out = grid3(3, 4, 5);
+  cases.push_back({"correlation gradient by fixed", one, correlation_gradient<true, 1, Backend>});
+  cases.push_back({"correlation gradient by moving", one, correlation_gradient<true, 2, Backend>, false});
+  cases.push_back({"correlation gradient by the displacement", one, correlation_gradient<true, 4, Backend>});
+  cases.push_back({"correlation in place gradient by fixed", one, correlation_gradient<false, 1, Backend>});
+  cases.push_back({"correlation in place gradient by moving", one, correlation_gradient<false, 2, Backend>});
   for (DType dtype : {DType::float16, DType::bfloat16}) {
     Setting s;
     s.dtype = dtype;

@@ -82,6 +82,39 @@ def test_thick_slices_move_by_as_many_millimetres() -> None:
     assert forces[1][:, 0].abs().mean() < 0.7 * forces[0][:, 0].abs().mean()
 
 
+@pytest.mark.parametrize("shape", [(40, 36), (27, 24, 29)])
+def test_a_coarser_field_undoes_a_smooth_deformation_as_well(shape: tuple[int, ...]) -> None:
+    moving, truth = texture(*shape), bump(*shape)
+    half = [(n + 1) // 2 for n in shape]
+    update = VariationalUpdate(ops.warp(moving, truth), moving, Variational(smooth_field=0.25), field=half)
+    solution = fixed_point(
+        update, torch.zeros(1, len(shape), *half), solver=Anderson(max_steps=60, tol=1e-3, norm="rms")
+    )
+    assert isinstance(solution.value, Tensor)
+    assert solution.value.shape == (1, len(shape), *half)
+    found = update.on_image(solution.value)
+    inside = truth.norm(dim=1) > 0.5
+    assert (found - truth).norm(dim=1)[inside].mean() < 0.4 * truth.norm(dim=1)[inside].mean()
+
+
+def test_the_force_on_a_coarser_field_is_the_gradient_by_it() -> None:
+    fixed, moving = texture(21, 18), texture(21, 18, seed=1)
+    update = VariationalUpdate(fixed, moving, Variational(smooth_update=0.0, longest_step=0.25), field=(11, 9))
+    # away from grid points, where linear interpolation has a corner
+    u = torch.rand(1, 2, 11, 9, generator=torch.Generator().manual_seed(2)) * 0.3 + 0.1
+    direction = torch.randn(1, 2, 11, 9, generator=torch.Generator().manual_seed(3))
+    step = 2e-3
+    sides = []
+    for sign in (1, -1):
+        update.force(u + sign * step * direction)
+        sides.append(update.similarity.double().clone())
+    slope = (sides[0] - sides[1]) / (2 * step) * fixed.numel()
+    # the force is per image voxel, and a mean over the image's voxels: undo both
+    voxels = torch.tensor([21 / 11, 18 / 9]).view(1, 2, 1, 1)
+    expected = (update.force(u) * direction * voxels).double().sum() * (21 / 11) * (18 / 9)
+    torch.testing.assert_close(expected, slope[0], rtol=0.02, atol=0)  # float32 values of the similarity
+
+
 def test_margin_lets_the_outside_be_pulled_in() -> None:
     wide = texture(48, 40)
     truth = torch.zeros(1, 2, 40, 32)
@@ -109,6 +142,10 @@ def test_masked_voxels_do_not_pull() -> None:
         (lambda: Variational(step=0), "step must be positive, got 0"),
         (lambda: Variational(longest_step=3), "longest_step must be below"),
         (lambda: Variational(smooth_field=-1), "smooth_field must be in"),
+        (
+            lambda: VariationalUpdate(texture(8, 8), texture(8, 8), Variational(), field=(4, 4, 4)),
+            r"field must be 2 sizes, got \[4, 4, 4\]",
+        ),
         (
             lambda: VariationalUpdate(texture(8, 8), texture(8, 8), Variational(), margin=(1, 1)),
             r"moving must be \[1, 1, 10, 10\] for a margin of \[1, 1\], got \[1, 1, 8, 8\]",

@@ -185,3 +185,52 @@ FEATURES = torch.zeros(1, 2, 4, 4)
 def test_errors_state_the_contract(fixed: Tensor, moving: Tensor, u: Tensor | None, radius: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ops.correlation(fixed, moving, u, radius=radius)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("s", SAMPLES, ids=str)
+def test_cuda_matches_reference(s: Sample, deterministic: bool) -> None:
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    try:
+        assert_matches_reference(ops.correlation, reference.correlation, s.to(device="cuda"), 1e-12)
+        single = s.to(device="cuda", dtype=torch.float32)
+        assert_matches_reference(ops.correlation, reference.correlation, single, 1e-4)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("displaced", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_cuda_half_storage(dtype: torch.dtype, displaced: bool) -> None:
+    fixed, moving = (torch.randn(1, 9, 6, 7, 40, device="cuda").to(dtype) for _ in range(2))
+    field = [torch.randn(1, 3, 6, 7, 40, device="cuda") * 3] if displaced else []
+    s = Sample("half", (fixed.requires_grad_(), moving.requires_grad_(), *field), {"radius": 1})
+    wide = s.to(dtype=torch.float32)
+    grad = torch.randn(1, 27, 6, 7, 40, device="cuda").to(dtype)
+    found, expected = ops.correlation(*s.args, radius=1), ops.correlation(*wide.args, radius=1)
+    # sums are float32 on both sides: what differs is the rounding of what is stored
+    torch.testing.assert_close(found, expected.to(dtype))
+    gradients = torch.autograd.grad(found, s.inputs(), grad)
+    for actual, exact in zip(gradients, torch.autograd.grad(expected, wide.inputs(), grad.float()), strict=True):
+        torch.testing.assert_close(actual, exact.to(dtype))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("displaced", [False, True])
+def test_cuda_deterministic_gradients_are_the_same_bits(displaced: bool) -> None:
+    shape = (20, 21, 70)
+    inputs = [torch.randn(2, 8, *shape, device="cuda", requires_grad=True) for _ in range(2)]
+    if displaced:
+        inputs.append((torch.randn(2, 3, *shape, device="cuda") * 3).requires_grad_())
+    torch.use_deterministic_algorithms(True)
+    try:
+        results = []
+        for _ in range(10):
+            found = ops.correlation(*inputs, radius=1)
+            results.append((found, *torch.autograd.grad(found.square().sum(), inputs)))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))

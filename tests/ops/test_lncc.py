@@ -126,13 +126,41 @@ def test_a_large_offset_changes_nothing(instruction_set: str) -> None:
     torch.testing.assert_close(shifted[1].double(), expected[1], rtol=0, atol=1e-5 * float(expected[1].abs().max()))
 
 
-def test_variance_is_never_negative() -> None:
-    """Flat regions at a high level, where a difference of rounded sums falls below zero."""
-    image = torch.full((1, 1, 40, 17, 17), 3e4)
-    image[..., 8:] += torch.rand(1, 1, 40, 17, 9)
-    value, gradient = ops.lncc_gradient(image, image.flip(3), window=5, epsilon=1e-12)
+def gradient_bound(image: Tensor, window: int, epsilon: float) -> float:
+    """No element of the gradient is larger: n windows hold a voxel, and each passes on 4 / sqrt(n epsilon) at most."""
+    return 4 * (window ** (image.ndim - 2) / epsilon) ** 0.5 / image.numel()
+
+
+def flat_beside_background(level: float) -> Tensor:
+    """Intensities are counted from the background, so that a flat region has a mean and no deviation."""
+    image = torch.zeros(1, 1, 40, 17, 17)
+    image[..., 4:, :, 2:] = level
+    return image
+
+
+@pytest.mark.parametrize("epsilon", [1e-6, 1e-12])
+@pytest.mark.parametrize("level", [0.7, 3e4, 1e6])
+def test_where_images_are_flat_but_for_rounding_gradients_are_small(
+    level: float, epsilon: float, instruction_set: str
+) -> None:
+    flat = flat_beside_background(level)
+    fixed, warped = (flat.nextafter(2 * flat).where(torch.rand(flat.shape) > 0.5, flat) for _ in range(2))
+    value, gradient = ops.lncc_gradient(fixed, warped, window=5, epsilon=epsilon)
     assert 0 <= float(value) <= 1
-    assert torch.isfinite(gradient).all()
+    assert float(gradient.abs().max()) <= gradient_bound(fixed, 5, epsilon)
+
+
+def test_variance_is_never_negative(instruction_set: str) -> None:
+    """Where the difference of rounded sums falls below zero, by more than epsilon, the similarity would turn round."""
+    flat = flat_beside_background(3e4 + 0.1)
+    textured = flat + torch.rand(flat.shape)
+    mask = torch.zeros_like(flat)
+    mask[..., 8:, :, 6:] = 1  # windows without background, but for its first voxel, from which intensities are counted
+    mask[..., 0, 0, 0] = 1
+    for fixed, warped in [(flat, textured), (textured, flat), (flat, 1.1 * flat)]:
+        value, gradient = ops.lncc_gradient(fixed, warped, window=5, mask=mask, epsilon=1e-12)
+        assert float(value) == 0
+        assert not gradient.any()
 
 
 def test_a_bright_block_leaves_no_trace_behind(instruction_set: str) -> None:

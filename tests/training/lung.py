@@ -11,7 +11,7 @@ from deqreg.data import Augmentation
 from deqreg.spatial import Grid, resample, resize, sample
 
 SOURCE = Path(__file__).parents[2] / "examples" / "data" / "lung"
-EDGE = 5.0  # millimetres
+EDGE = 7.0  # millimetres
 BREATH = Augmentation(amplitude=8.0, smoothness=25.0)
 
 
@@ -52,7 +52,9 @@ def write_patient(folder, names, seed):
     points = chosen, chosen + sample(ops.exponential(breath), chosen)
     kept = ((points[1] >= 0) & (points[1] <= torch.tensor(coarse.shape) - 1)).all(2)[0]
     for name, (data, region), at in zip(names, (breathed, person), points, strict=True):
-        io.write_volume(folder / "imagesTr" / f"{name}.nii.gz", data[0, 0], coarse.affine.numpy(), dtype=np.int16)
+        io.write_volume(
+            folder / "imagesTr" / f"{name}.nii.gz", data[0, 0].round(), coarse.affine.numpy(), dtype=np.int16
+        )
         region = region[0, 0] > 0.5
         io.write_volume(folder / "masksTr" / f"{name}.nii.gz", region, coarse.affine.numpy(), dtype=np.uint8)
         rows = (",".join(f"{value:.3f}" for value in point) for point in at[0][kept].tolist())
