@@ -34,6 +34,7 @@ class Preset:
         coarsening: voxel edge of the field, in edges of the level's images.
         memory: of Anderson's acceleration.
         tol: a level is done when a step changes the field by less than this, in its voxels, root mean square.
+        weights: of the learned method, the name of a file in `deqreg/weights`, where there are any.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Preset:
     memory: int = 8
     # on a known field the error falls from 0.56 to 0.53 mm between 0.005 and 0.002, and by 0.01 more at twice the steps
     tol: float = 0.002
+    weights: str | None = None
 
 
 # Cortical folds differ between people within a few millimetres: little reach, so no 1/8 level after the alignment;
@@ -63,6 +65,7 @@ BRAIN = Preset(
     levels=(Level(4, 30), Level(2, 30), Level(1, 25)),
     method=Variational(similarity=Lncc(epsilon=1e-4), step=4.0, smooth_update=1.25, smooth_field=0.4),
     tol=0.005,
+    weights="brain",
 )
 
 # The same person twice, or nothing known: motion is smooth, and noise, taken to be 3 % of the range, no reason to move.

@@ -21,6 +21,7 @@ from deqreg import io, ops
 from deqreg.equilibrium import Anderson, Solution, fixed_point
 from deqreg.io import DisplacementField, Volume
 from deqreg.io.volumes import Source
+from deqreg.learned import solve_learned
 from deqreg.nets import VariationalUpdate
 from deqreg.presets import BRAIN, GENERIC, LUNG, PRESETS, Level, Preset
 from deqreg.registration import LevelReport, Progress, Registration
@@ -36,7 +37,7 @@ from deqreg.spatial import (
     scale_intensities,
 )
 
-METHODS = ("variational",)
+METHODS = ("variational", "equilibrium")
 Callback = Callable[[Progress], None]
 Landmarks = str | os.PathLike[str] | Tensor
 
@@ -92,6 +93,7 @@ def register(
     *,
     preset: str = "auto",
     method: str = "variational",
+    refine: bool = False,
     fixed_mask: Source | Tensor | None = None,
     moving_mask: Source | Tensor | None = None,
     fixed_labels: Source | Tensor | None = None,
@@ -115,7 +117,9 @@ def register(
             tensor of 1 mm voxels.
         moving: the image that is moved.
         preset: `"auto"` chooses by the images; `"brain"`, `"lung"` or `"generic"`.
-        method: `"variational"`, the classical update.
+        method: `"variational"`, the classical update, or `"equilibrium"`, a learned one, for which there must be
+            weights in the preset.
+        refine: go on from the learned field with the classical update.
         fixed_mask, moving_mask: where to look, on the grid of their image; above zero is inside.
         fixed_labels, moving_labels: segmentations. Moving labels are warped along; both give Dice. Not used to
             register.
@@ -143,7 +147,7 @@ def register(
     True
     """
     clock, started = _Clock(), time.perf_counter()
-    _check_choices(preset, method, device)
+    _check_choices(preset, method, device, refine)
     torch.manual_seed(seed)
     with warnings.catch_warnings(record=True) as caught, _deterministic(deterministic):
         warnings.simplefilter("always")
@@ -153,6 +157,7 @@ def register(
             )
             start = _read_initial(initial, pair)
             chosen = _fit_budget(_choose_preset(preset, pair), pair, memory_budget)
+            weights = _weights(chosen) if method == "equilibrium" else None
             where = _device(device)
             images = _scaled(pair.fixed, pair.fixed_mask, where), _scaled(pair.moving, pair.moving_mask, where)
         with clock.stage("affine"):
@@ -160,9 +165,17 @@ def register(
         levels = []
         first, inner = _domain(*images, world)
         displacement = _inside(displacement, first, inner.grid.shape)
-        for number, level in enumerate(chosen.levels, 1):
+        classical = chosen.levels
+        if weights is not None:
+            with clock.stage("learned"):
+                displacement, report = solve_learned(inner, images[1], world, displacement, weights, progress)
+                levels.append(report)
+            # what is coarser than the learned level has been found by it
+            fine = [level for level in classical if level.factor * min(inner.grid.spacing) <= min(report.spacing)]
+            classical = tuple(fine) if refine else ()
+        for number, level in enumerate(classical, 1):
             with clock.stage(f"level {number}"):
-                label = f"level {number}/{len(chosen.levels)}"
+                label = f"level {number}/{len(classical)}"
                 displacement, report = _solve_level(
                     (inner, images[1]), world, displacement, level, chosen, label, progress
                 )
@@ -171,7 +184,14 @@ def register(
             displacement = _extended(displacement, first, inner.grid.shape, images[0].grid.shape)
             outputs = _resample(pair, images, world, displacement, chosen)
     clock.seconds["total"] = time.perf_counter() - started
-    settings = {"preset": asdict(chosen), "method": method, "initial": str(initial), "device": str(where), "seed": seed}
+    settings = {
+        "preset": asdict(chosen),
+        "method": method,
+        "refine": refine,
+        "initial": str(initial),
+        "device": str(where),
+        "seed": seed,
+    }
     done = levels[-1].status == "converged"
     return Registration(
         **{f.name: getattr(pair, f.name) for f in pair.__dataclass_fields__.values()},
@@ -195,7 +215,15 @@ def _own(caught: list[warnings.WarningMessage]) -> tuple[str, ...]:
     return tuple(str(w.message) for w in caught if w.filename.startswith(here))
 
 
-def _check_choices(preset: str, method: str, device: str) -> None:
+def _weights(preset: Preset) -> str:
+    """The name of the preset's weights."""
+    if preset.weights is None:
+        trained = ", ".join(known.name for known in PRESETS.values() if known.weights is not None)
+        raise ValueError(f"method equilibrium has weights for preset {trained} alone, got preset {preset.name}")
+    return preset.weights
+
+
+def _check_choices(preset: str, method: str, device: str, refine: bool) -> None:
     for name, value, choices in (
         ("preset", preset, ("auto", *PRESETS)),
         ("method", method, METHODS),
@@ -203,6 +231,8 @@ def _check_choices(preset: str, method: str, device: str) -> None:
     ):
         if value not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+    if refine and method != "equilibrium":
+        raise ValueError(f"refine goes on from the learned field: it needs method equilibrium, got {method}")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device cuda was asked for, but torch sees no GPU here; use --device cpu, or auto")
 

@@ -47,7 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("moving", metavar="MOVING", help="image that is warped, NIfTI")
     parser.add_argument("-o", "--output", metavar="OUT", required=True, type=Path, help="folder for the results")
     parser.add_argument("--preset", default="auto", help="settings for a kind of image (default: auto)")
-    parser.add_argument("--method", default="variational", choices=["variational"], help="kind of update")
+    parser.add_argument(
+        "--method",
+        default="variational",
+        choices=["variational", "equilibrium"],
+        help="classical update, or a learned one (preset brain) (default: variational)",
+    )
+    parser.add_argument("--refine", action="store_true", help="go on from the learned field with the classical update")
     for role in ("fixed", "moving"):
         parser.add_argument(f"--{role}-mask", metavar="FILE", help=f"above 0 where to look in the {role} image")
         parser.add_argument(f"--{role}-labels", metavar="FILE", help=f"segmentation of the {role} image, for Dice")
@@ -92,6 +98,7 @@ def _register(args: argparse.Namespace) -> Registration:
             args.moving,
             preset=args.preset,
             method=args.method,
+            refine=args.refine,
             fixed_mask=args.fixed_mask,
             moving_mask=args.moving_mask,
             fixed_labels=args.fixed_labels,

@@ -1,0 +1,74 @@
+"""The learned method inside of `register`: weights that come with the package, on the grid they were trained on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from torch import Tensor
+
+from deqreg import ops
+from deqreg.equilibrium import Anderson
+from deqreg.nets.pretrained import load_weights, packaged
+from deqreg.registration import LevelReport, Progress
+from deqreg.spatial import Image, level_shape, resample, resize, resize_displacement
+
+# Most of the way is made on the coarse level, where a step costs a tenth.
+SOLVERS = (
+    Anderson(memory=4, tol=0.003, max_steps=25, norm="rms", patience=None),
+    Anderson(memory=4, tol=0.003, max_steps=6, norm="rms", patience=None),
+)
+
+
+def solve_learned(
+    fixed: Image,
+    moving: Image,
+    world: Tensor,
+    displacement: Tensor,
+    weights: str,
+    progress: Callable[[Progress], None] | None = None,
+) -> tuple[Tensor, LevelReport]:
+    """The equilibrium of the learned update.
+
+    Args:
+        fixed: scaled to [0, 1].
+        moving: as fixed, on a grid of its own.
+        world: the affine map from fixed to moving points, `[d + 1, d + 1]`.
+        displacement: where to start, `[1, d, *S]`, in voxels of any grid over fixed.
+        weights: the name of weights that come with the package.
+        progress: called when it is done.
+
+    Returns:
+        The displacement in voxels of the network's grid, and how it went.
+
+    Raises:
+        ValueError: the weights are for images of another number of axes.
+    """
+    started = time.perf_counter()
+    net, facts = load_weights(packaged(weights), SOLVERS)
+    net = net.to(fixed.data.device)
+    if net.encoder.dims != fixed.grid.dims:
+        raise ValueError(f"method equilibrium of this preset is {net.encoder.dims}-D, got {fixed.grid.dims}-D images")
+    grid = fixed.grid.resized(level_shape(fixed.grid, facts["spacing"]))
+    images = resize(fixed.data, grid.shape), resample(moving.data, moving.grid, grid, world)
+    start = resize_displacement(displacement, grid.shape)
+    u, solution = net(*images, start=start)
+    before, after = (float(ops.lncc(images[0], ops.warp(images[1], field), window=5)) for field in (start, u))
+    low, high = ops.jacobian_determinant(u).aminmax()
+    steps = int(solution.steps[0])
+    residuals = tuple(solution.residuals[:, 0].tolist())
+    if progress is not None:
+        progress(Progress("learned", steps, SOLVERS[-1].max_steps, residuals[-1], after, grid.shape))
+    return u, LevelReport(
+        shape=grid.shape,
+        field_shape=grid.shape,
+        spacing=grid.spacing,
+        steps=steps,
+        status=solution.status.value,
+        sentence=solution.message,
+        residuals=residuals,
+        similarity_before=before,
+        similarity_after=after,
+        jacobian_range=(float(low), float(high)),
+        seconds=time.perf_counter() - started,
+    )

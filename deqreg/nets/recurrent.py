@@ -1,0 +1,151 @@
+"""The learned update: the classical step on learned features, and a gated recurrent unit that corrects it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from deqreg import ops
+from deqreg.nets.encoder import CONV
+
+State = tuple[Tensor, Tensor]
+
+
+class RecurrentUpdate(nn.Module):
+    """One step of a learned registration on one level, `(u, h) -> f(u, h)`: displacement and hidden features.
+
+    The similarity is that of the features around the current field, `c(delta, x) = -|F(x) - M(x + u(x) + delta)|^2 / 2`
+    for shifts `delta` in a window of three voxels. Its slope over the window is the classical force. A minimal gated
+    unit sees the window, how the field bends, and its own memory:
+
+        z = sigmoid(W_z x), n = tanh(W_n x), h' = h + z (n - h),   x = (c, u - G_1 u, h)
+        F = G_update * (exp(a) * 2 sigmoid(w_g h') * slope(c) + W_o h')
+        u' = G_field * compose(u, F / sqrt(1 + |F|^2 / longest^2))
+
+    `w_g` and `W_o` start at zero, so that the update starts as the classical one on the features, and can learn only
+    what helps. Weights are normalised, gates and steps bounded, and nothing depends on the iteration or on batch
+    mates, so that it can come to rest. Every part is differentiable, so its equilibrium is too.
+
+    Args:
+        dims: 2 or 3.
+        hidden: channels of `h`.
+        kernel: edge of the recurrent convolution in voxels, odd.
+        bridge: whether the classical force enters. Without it, the field moves by `W_o h'` alone, and `W_o` does not
+            start at zero.
+        gain: the classical force's first factor, `exp(a)`.
+        longest_step: displacement in voxels that no step exceeds.
+        smooth_update: standard deviation in voxels of the Gaussian on each step.
+        smooth_field: standard deviation in voxels of the Gaussian on the field after each step.
+
+    Raises:
+        ValueError: when an argument is out of range.
+
+    Reference: Zhang, Zhao & Tao, MICCAI 2025 (doi 10.1007/978-3-032-04947-6_9); Teed & Deng, RAFT, ECCV 2020, for
+    lookups around the current field; Zhou et al., minimal gated unit, 2016.
+
+    >>> update = RecurrentUpdate(dims=2, hidden=4)
+    >>> features = torch.nn.functional.normalize(torch.rand(1, 8, 12, 12), dim=1)
+    >>> u, h = update.on(features, features)(update.start(features))
+    >>> list(u.shape), list(h.shape), bool(u.norm(dim=1).max() < 0.25)
+    ([1, 2, 12, 12], [1, 4, 12, 12], True)
+    """
+
+    def __init__(
+        self,
+        *,
+        dims: int = 3,
+        hidden: int = 8,
+        kernel: int = 1,
+        bridge: bool = True,
+        gain: float = 10.0,
+        longest_step: float = 0.25,
+        smooth_update: float = 1.5,
+        smooth_field: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if hidden < 1 or kernel < 1 or kernel % 2 == 0:
+            raise ValueError(f"hidden must be positive and kernel odd, got {hidden} and {kernel}")
+        if gain <= 0 or longest_step <= 0:
+            raise ValueError(f"gain and longest_step must be positive, got {gain} and {longest_step}")
+        self.dims, self.hidden, self.bridge = dims, hidden, bridge
+        self.longest_step, self.smooth_update, self.smooth_field = longest_step, smooth_update, smooth_field
+        conv = CONV[dims]
+        self.gates = weight_norm(conv(3**dims + dims + hidden, 2 * hidden, kernel, padding=kernel // 2))
+        self.out = weight_norm(conv(hidden, 1 + dims, 1, bias=False))
+        self.log_gain = nn.Parameter(torch.tensor(math.log(gain)))
+        if bridge:
+            nn.init.zeros_(self.out.parametrizations.weight.original0)  # the norms: the weights are their multiples
+        # the window's slope by central differences: shifts of one voxel along each axis, the last fastest
+        strides = [3 ** (dims - 1 - axis) for axis in range(dims)]
+        self._ahead = [3**dims // 2 + stride for stride in strides]
+        self._behind = [3**dims // 2 - stride for stride in strides]
+
+    def start(self, features: Tensor) -> State:
+        """No displacement and empty memory, for features `[N, C, *S]`."""
+        batch, _, *size = features.shape
+        return features.new_zeros(batch, self.dims, *size), features.new_zeros(batch, self.hidden, *size)
+
+    def on(self, fixed: Tensor, moving: Tensor) -> Callable[[State], State]:
+        """The update of one pair of features, `[N, C, *S]`."""
+        fixed, moving, energy = squared_distance_features(fixed, moving)
+        weights = self.gates.weight, self.out.weight  # normalised once, not once a step
+
+        def update(state: State) -> State:
+            return self._step(fixed, moving, energy, weights, *state)
+
+        return update
+
+    def _step(
+        self, fixed: Tensor, moving: Tensor, energy: Tensor, weights: tuple[Tensor, Tensor], u: Tensor, h: Tensor
+    ) -> State:
+        window = ops.correlation(fixed, moving, u, radius=1) - energy
+        seen = torch.cat([window, u - ops.gaussian(u, 1.0), h], dim=1)
+        gate, candidate = _convolve(seen, weights[0], self.gates.bias).chunk(2, dim=1)
+        h = h + torch.sigmoid(gate) * (torch.tanh(candidate) - h)
+        out = _convolve(h, weights[1], None)
+        force = out[:, 1:]
+        if self.bridge:
+            slope = (window[:, self._ahead] - window[:, self._behind]) / 2
+            force = force + self.log_gain.exp() * 2 * torch.sigmoid(out[:, :1]) * slope
+        force = ops.gaussian(force, self.smooth_update)
+        step = force * torch.rsqrt(1 + force.square().sum(1, keepdim=True) / self.longest_step**2)
+        return ops.gaussian(ops.compose(u, step), self.smooth_field), h
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A convolution that keeps the grid; over single voxels a matrix product, which is three times as fast."""
+    if weight[0, 0].numel() > 1:
+        convolve = torch.conv3d if x.ndim == 5 else torch.conv2d
+        return convolve(x, weight, bias, padding=weight.shape[-1] // 2)
+    out = weight.flatten(1) @ x.flatten(2)
+    if bias is not None:
+        out = out + bias[:, None]
+    return out.view(x.shape[0], -1, *x.shape[2:])
+
+
+def squared_distance_features(fixed: Tensor, moving: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Features whose correlation is minus half the squared distance of the given ones.
+
+    `<(F, 1), (M, -|M|^2 / 2)> - |F|^2 / 2 = -|F - M|^2 / 2`.
+
+    Args:
+        fixed: `[N, C, *S]`.
+        moving: as fixed.
+
+    Returns:
+        Both with a channel more, the fixed ones scaled by what `correlation` divides by, and `|F|^2 / 2`.
+
+    >>> f, m = torch.rand(2, 1, 3, 4, 4)
+    >>> f1, m1, energy = squared_distance_features(f, m)
+    >>> distance = (f - m).square().sum(1, keepdim=True)
+    >>> torch.allclose(ops.correlation(f1, m1, radius=0) - energy, -distance / 2, atol=1e-6)
+    True
+    """
+    scale = math.sqrt(fixed.shape[1] + 1)
+    energies = [features.square().sum(1, keepdim=True) / 2 for features in (fixed, moving)]
+    one = torch.ones_like(energies[0])
+    return torch.cat([fixed, one], dim=1) * scale, torch.cat([moving, -energies[1]], dim=1), energies[0]
