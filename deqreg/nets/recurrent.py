@@ -78,7 +78,8 @@ class RecurrentUpdate(nn.Module):
         self.out = weight_norm(conv(hidden, 1 + dims, 1, bias=False))
         self.log_gain = nn.Parameter(torch.tensor(math.log(gain)))
         if bridge:
-            nn.init.zeros_(self.out.get_parameter("parametrizations.weight.original0"))  # the norms: the weights are their multiples
+            # the norms: the weights are their multiples
+            nn.init.zeros_(self.out.get_parameter("parametrizations.weight.original0"))
         # the window's slope by central differences: shifts of one voxel along each axis, the last fastest
         strides = [3 ** (dims - 1 - axis) for axis in range(dims)]
         self._ahead = [3**dims // 2 + stride for stride in strides]
