@@ -12,20 +12,35 @@
 
 namespace deqreg::core {
 
+/// One axis of both grids, with the divisions done once.
+template <class T>
+struct ResizeAxis {
+  std::int32_t source = 1, target = 1;  // voxels
+  T source_step = T(1);                 // source voxels between neighbouring target voxels
+  T target_step = T(1);                 // the inverse
+
+  ResizeAxis() = default;
+  ResizeAxis(std::int64_t source_size, std::int64_t target_size)
+      : source(static_cast<std::int32_t>(source_size)),
+        target(static_cast<std::int32_t>(target_size)),
+        source_step(T(source) / T(target)),
+        target_step(T(target) / T(source)) {}
+};
+
 template <class T>
 struct ResizeTap {
   std::int32_t lower, upper;  // neighbours, the same one at the border
   T weight;                   // of the upper neighbour
 };
 
-/// Where voxel `i` of the target's axis samples the source's.
+/// Where voxel `i` of the target samples the source.
 template <class T>
-DEQREG_INLINE ResizeTap<T> resize_tap(std::int32_t i, std::int32_t source, std::int32_t target) {
-  const T x = (T(i) + T(0.5)) * (T(source) / T(target)) - T(0.5);
+DEQREG_INLINE ResizeTap<T> resize_tap(const ResizeAxis<T>& axis, std::int32_t i) {
+  const T x = (T(i) + T(0.5)) * axis.source_step - T(0.5);
   const T inside = x > T(0) ? x : T(0);
   std::int32_t lower = static_cast<std::int32_t>(inside);
-  lower = lower < source ? lower : source - 1;  // rounding on a long axis
-  const std::int32_t upper = lower + 1 < source ? lower + 1 : lower;
+  lower = lower < axis.source ? lower : axis.source - 1;  // rounding on a long axis
+  const std::int32_t upper = lower + 1 < axis.source ? lower + 1 : lower;
   return {lower, upper, inside - T(lower)};
 }
 
@@ -35,18 +50,19 @@ DEQREG_INLINE T resize_weight(const ResizeTap<T>& tap, std::int32_t j) {
   return (tap.lower == j ? T(1) - tap.weight : T(0)) + (tap.upper == j ? tap.weight : T(0));
 }
 
-/// Target voxels [first, end) outside of which none samples source voxel `j`; some inside may not either.
+/// Target voxels [first, end) outside of which none samples a source voxel; some inside may not either.
 struct ResizeReach {
   std::int32_t first, end;
 };
 
-/// Voxel i reaches j where |x(i) - j| < 1, or beyond the outermost centre; one more at both ends covers rounding.
-DEQREG_INLINE ResizeReach resize_reach(std::int32_t j, std::int32_t source, std::int32_t target) {
-  const double step = double(target) / double(source);
-  std::int32_t first = j == 0 ? 0 : static_cast<std::int32_t>((double(j) - 0.5) * step - 0.5) - 1;
-  std::int32_t end = j == source - 1 ? target : static_cast<std::int32_t>((double(j) + 1.5) * step - 0.5) + 2;
+/// Voxel i samples j where |x(i) - j| < 1, or beyond the outermost centre; two more at both ends cover rounding.
+template <class T>
+DEQREG_INLINE ResizeReach resize_reach(const ResizeAxis<T>& axis, std::int32_t j) {
+  std::int32_t first = j == 0 ? 0 : static_cast<std::int32_t>((T(j) - T(0.5)) * axis.target_step - T(0.5)) - 2;
+  std::int32_t end =
+      j == axis.source - 1 ? axis.target : static_cast<std::int32_t>((T(j) + T(1.5)) * axis.target_step - T(0.5)) + 3;
   first = first > 0 ? first : 0;
-  end = end < target ? end : target;
+  end = end < axis.target ? end : axis.target;
   return {first, end};
 }
 

@@ -31,8 +31,9 @@ struct Taps {
   std::vector<T> weight;
 
   Taps(std::int32_t source, std::int32_t target) : lower(target), upper(target), weight(target) {
+    const core::ResizeAxis<T> axis(source, target);
     for (std::int32_t i = 0; i < target; ++i) {
-      const auto tap = core::resize_tap<T>(i, source, target);
+      const auto tap = core::resize_tap(axis, i);
       lower[i] = tap.lower;
       upper[i] = tap.upper;
       weight[i] = tap.weight;
@@ -47,11 +48,12 @@ struct Samplers {
   std::vector<T> weight;
 
   Samplers(std::int32_t source, std::int32_t targets) : begin(source + 1) {
+    const core::ResizeAxis<T> axis(source, targets);
     for (std::int32_t j = 0; j < source; ++j) {
       begin[j] = static_cast<std::int32_t>(target.size());
-      const auto reach = core::resize_reach(j, source, targets);
+      const auto reach = core::resize_reach(axis, j);
       for (std::int32_t i = reach.first; i < reach.end; ++i) {
-        const T w = core::resize_weight(core::resize_tap<T>(i, source, targets), j);
+        const T w = core::resize_weight(core::resize_tap(axis, i), j);
         if (w == T(0)) continue;
         target.push_back(i);
         weight.push_back(w);

@@ -111,8 +111,8 @@ class DEQReg(nn.Module):
         """
         f, z0 = self.prepare(fixed, moving, start)
         solution = fixed_point(f, z0, solver=self.solver, adjoint=self.adjoint)
-        assert isinstance(solution.value, tuple)
-        return self.displacement(solution.value, fixed.shape[2:]), solution
+        u, hidden = solution.value
+        return self.displacement((u, hidden), fixed.shape[2:]), solution
 
     def prepare(
         self, fixed: Tensor, moving: Tensor, start: Tensor | None = None

@@ -78,7 +78,8 @@ class RecurrentUpdate(nn.Module):
         self.out = weight_norm(conv(hidden, 1 + dims, 1, bias=False))
         self.log_gain = nn.Parameter(torch.tensor(math.log(gain)))
         if bridge:
-            nn.init.zeros_(self.out.parametrizations.weight.original0)  # the norms: the weights are their multiples
+            # the norms: the weights are their multiples
+            nn.init.zeros_(self.out.get_parameter("parametrizations.weight.original0"))
         # the window's slope by central differences: shifts of one voxel along each axis, the last fastest
         strides = [3 ** (dims - 1 - axis) for axis in range(dims)]
         self._ahead = [3**dims // 2 + stride for stride in strides]
@@ -92,7 +93,7 @@ class RecurrentUpdate(nn.Module):
     def on(self, fixed: Tensor, moving: Tensor) -> Callable[[State], State]:
         """The update of one pair of features, `[N, C, *S]`."""
         fixed, moving, energy = squared_distance_features(fixed, moving)
-        weights = self.gates.weight, self.out.weight  # normalised once, not once a step
+        weights = _weight(self.gates), _weight(self.out)  # normalised once, not once a step
 
         def update(state: State) -> State:
             return self._step(fixed, moving, energy, weights, *state)
@@ -102,9 +103,9 @@ class RecurrentUpdate(nn.Module):
     def _step(
         self, fixed: Tensor, moving: Tensor, energy: Tensor, weights: tuple[Tensor, Tensor], u: Tensor, h: Tensor
     ) -> State:
-        window = ops.correlation(fixed, moving, u, radius=1) - energy
+        window = ops.correlation(fixed, moving, u, radius=1).sub_(energy)
         seen = torch.cat([window, u - ops.gaussian(u, 1.0), h], dim=1)
-        gate, candidate = _convolve(seen, weights[0], self.gates.bias).chunk(2, dim=1)
+        gate, candidate = _convolve(seen, weights[0], self.gates.get_parameter("bias")).chunk(2, dim=1)
         h = h + torch.sigmoid(gate) * (torch.tanh(candidate) - h)
         out = _convolve(h, weights[1], None)
         force = out[:, 1:]
@@ -114,6 +115,13 @@ class RecurrentUpdate(nn.Module):
         force = ops.gaussian(force, self.smooth_update)
         step = force * torch.rsqrt(1 + force.square().sum(1, keepdim=True) / self.longest_step**2)
         return ops.gaussian(ops.compose(u, step), self.smooth_field), h
+
+
+def _weight(conv: nn.Module) -> Tensor:
+    """The weight of a convolution, normalised."""
+    weight = conv.weight
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
