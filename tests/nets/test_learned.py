@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from deqreg import ops
+from deqreg.equilibrium import Anderson, Implicit, Phantom, Picard, Unrolled, fixed_point
+from deqreg.nets import DEQReg, Encoder, RecurrentUpdate
+from deqreg.nets.pretrained import load_weights, packaged, save_weights
+
+SMALL = {"channels": 4, "widths": (8, 8), "hidden": 4}
+
+
+def texture(*shape: int, seed: int = 0) -> Tensor:
+    noise = torch.rand(1, 1, *shape, generator=torch.Generator().manual_seed(seed))
+    smooth = ops.gaussian(noise, 1.5)
+    return (smooth - smooth.min()) / (smooth.max() - smooth.min())
+
+
+def bump(*shape: int, height: float = 1.5) -> Tensor:
+    u = torch.zeros(1, len(shape), *shape)
+    u[(0, slice(None), *[n // 2 for n in shape])] = 1.0
+    u = ops.gaussian(u, min(shape) / 6)
+    return u * (height / u.max())
+
+
+def small(dims: int, seed: int = 0, **settings: object) -> DEQReg:
+    torch.manual_seed(seed)
+    return DEQReg(**{"dims": dims, **SMALL, **settings})  # type: ignore[arg-type]
+
+
+def randomise(net: DEQReg) -> DEQReg:
+    """The last layer away from zero, as training leaves it."""
+    torch.nn.init.constant_(net.update.out.parametrizations.weight.original0, 0.1)  # type: ignore[union-attr, arg-type]
+    return net
+
+
+@pytest.mark.parametrize("shape", [(25, 20), (13, 10, 11), (8, 1)])
+def test_features_are_unit_vectors_on_any_grid_and_ignore_batch_mates(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    encoder, images = Encoder(dims=len(shape), channels=4, widths=(8, 8)), torch.rand(2, 1, *shape)
+    features = encoder(images)
+    assert features.shape == (2, 4, *shape)
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(2, *shape), atol=1e-4, rtol=0)
+    torch.testing.assert_close(encoder(images[1:]), features[1:], atol=1e-5, rtol=1e-5)
+
+
+def test_features_move_with_the_image() -> None:
+    """By a multiple of what is folded and pooled, away from the faces: what an update aligns is where the image is."""
+    torch.manual_seed(0)
+    encoder, image = Encoder(dims=2, channels=4, widths=(8, 8)).eval(), torch.zeros(1, 1, 64, 64)
+    image[..., 24:40, 24:40] = texture(16, 16)
+    moved = encoder(image.roll((8, 4), (2, 3))).roll((-8, -4), (2, 3))
+    # the faces have a small part in the statistics of the instance; a voxel off, unit vectors differ by tenths
+    torch.testing.assert_close(moved[..., 20:44, 20:44], encoder(image)[..., 20:44, 20:44], atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(40, 36), (26, 24, 28)])
+def test_an_untrained_network_already_registers(shape: tuple[int, ...]) -> None:
+    """It starts as the classical update: half of a known displacement is found, and nothing folds."""
+    moving, truth = texture(*shape), bump(*shape)
+    u, _ = small(len(shape), strides=(2, 1))(ops.warp(moving, truth), moving)
+    inside = truth.norm(dim=1) > 0.5
+    assert (u - truth).norm(dim=1)[inside].mean() < 0.5 * truth.norm(dim=1)[inside].mean()
+    assert ops.jacobian_determinant(u).min() > 0
+
+
+def test_last_layer_starts_at_zero_only_around_the_classical_step() -> None:
+    weights = [RecurrentUpdate(dims=2, bridge=bridge).out.weight.abs().max() for bridge in (True, False)]
+    assert weights[0] == 0
+    assert weights[1] > 0
+
+
+def test_memory_is_bounded_and_no_step_is_longer_than_allowed() -> None:
+    torch.manual_seed(0)
+    update = RecurrentUpdate(dims=2, hidden=4, gain=1e4, longest_step=0.2, smooth_field=0.0)
+    features = torch.nn.functional.normalize(torch.randn(2, 1, 6, 20, 20), dim=2)
+    f, (u, h) = update.on(*features), update.start(features[0])
+    for _ in range(5):
+        moved, h = f((u, h))
+        # composing interpolates the field before, which makes it no longer than it was
+        assert (moved - u).norm(dim=1).max() < 0.2 + 2 * u.norm(dim=1).max() + 1e-5
+        assert h.abs().max() <= 1
+        u = moved
+    assert f(update.start(features[0]))[0].norm(dim=1).max() <= 0.2 + 1e-6
+
+
+def test_samples_do_not_see_each_other() -> None:
+    net = randomise(small(2, solver=Anderson(max_steps=8, norm="rms")))
+    fixed, moving = (torch.cat([texture(24, 20, seed=s), texture(24, 20, seed=s + 1)]) for s in (0, 2))
+    together, alone = net(fixed, moving)[0][1:], net(fixed[1:], moving[1:])[0]
+    torch.testing.assert_close(together, alone, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("strides", [(1,), (2,), (4, 2), (4, 2, 1)])
+@pytest.mark.parametrize("shape", [(25, 20), (11, 9, 10)])
+def test_any_size_and_any_levels(shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
+    net = small(len(shape), strides=strides, solver=Anderson(max_steps=3, norm="rms"))
+    u, solution = net(torch.rand(2, 1, *shape), torch.rand(2, 1, *shape))
+    assert u.shape == (2, len(shape), *shape)
+    u.square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+    assert solution.steps.shape == (2,)
+
+
+def test_a_start_is_kept_where_it_is_right() -> None:
+    moving, truth = texture(32, 32), bump(32, 32)
+    net = small(2, strides=(2, 1), solver=Picard(max_steps=1))
+    u, _ = net(ops.warp(moving, truth), moving, start=truth)
+    inside = truth.norm(dim=1) > 0.5
+    assert (u - truth).norm(dim=1)[inside].mean() < 0.3 * truth.norm(dim=1)[inside].mean()
+
+
+def test_config_rebuilds_the_network(tmp_path: object) -> None:
+    net = randomise(small(2, strides=(4, 1), kernel=3, contrast=0.4))
+    again = DEQReg(**net.config())
+    again.load_state_dict(net.state_dict())
+    images = texture(20, 20), texture(20, 20, seed=1)
+    assert torch.equal(net(*images)[0], again(*images)[0])
+
+
+def test_implicit_gradient_is_that_of_unrolling_to_convergence() -> None:
+    net = randomise(small(2, strides=(1,), kernel=3, gain=1.0)).double()
+    moving = texture(16, 14).double()
+    fixed = ops.warp(moving, bump(16, 14, height=0.8).double())
+    target = torch.randn(1, 2, 16, 14, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def gradient(adjoint: Implicit | Unrolled) -> Tensor:
+        net.zero_grad()
+        f, z0 = net.prepare(fixed, moving)
+        solution = fixed_point(f, z0, solver=Anderson(memory=8, tol=1e-12, max_steps=400), adjoint=adjoint)
+        assert isinstance(solution.value, tuple)
+        assert solution.residuals[-1].max() < 1e-9
+        (net.displacement(solution.value, (16, 14)) * target).sum().backward()
+        return torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
+
+    implicit = gradient(Implicit(solver=Anderson(memory=8, tol=1e-10, max_steps=400)))
+    unrolled = gradient(Unrolled(steps=500))
+    assert (implicit - unrolled).norm() < 1e-5 * unrolled.norm()
+
+
+def test_training_steps_lower_the_loss() -> None:
+    net = small(2, strides=(1,), solver=Anderson(max_steps=10, norm="rms"), adjoint=Phantom(steps=3))
+    moving, truth = texture(32, 32), bump(32, 32)
+    fixed = ops.warp(moving, truth)
+    optimiser, errors = torch.optim.Adam(net.parameters(), lr=5e-3), []
+    for _ in range(15):
+        error = (net(fixed, moving)[0] - truth).square().mean()
+        optimiser.zero_grad()
+        error.backward()
+        optimiser.step()
+        errors.append(error.item())
+    assert errors[-1] < 0.8 * errors[0]
+
+
+def test_weights_that_ship_are_those_of_a_3d_network_at_2_mm() -> None:
+    pytest.importorskip("safetensors")
+    net, facts = load_weights(packaged("brain"))
+    assert (net.encoder.dims, facts["spacing"]) == (3, 2.0)
+    assert not any(p.requires_grad for p in net.parameters())
+
+
+def test_files_that_are_no_weights(tmp_path: object) -> None:
+    safetensors = pytest.importorskip("safetensors.torch")
+    broken, foreign = (tmp_path / name for name in ("broken", "foreign"))  # type: ignore[operator]
+    broken.write_bytes(b"no weights at all")
+    safetensors.save_file({"weight": torch.zeros(1)}, foreign)
+    with pytest.raises(ValueError, match="not a safetensors file"):
+        load_weights(broken)
+    with pytest.raises(ValueError, match="must say how its network is built"):
+        load_weights(foreign)
+
+
+def test_weights_survive_the_file_to_half_precision(tmp_path: object) -> None:
+    pytest.importorskip("safetensors")
+    net = randomise(small(2))
+    save_weights(tmp_path / "net.safetensors", net, spacing=1.5)  # type: ignore[operator]
+    again, facts = load_weights(tmp_path / "net.safetensors")  # type: ignore[operator]
+    assert facts == {"spacing": 1.5}
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], value, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DEQReg(strides=(1, 2)), r"strides must fall, each a multiple of the next, got \[1, 2\]"),
+        (lambda: DEQReg(solver=[Anderson()]), "solver must be one, or one for each of 2 levels, got 1"),
+        (lambda: DEQReg(dims=4), "dims must be 2 or 3, got 4"),
+        (lambda: DEQReg(channels=0), "channels and widths must be positive"),
+        (lambda: RecurrentUpdate(kernel=2), "hidden must be positive and kernel odd, got 8 and 2"),
+        (lambda: RecurrentUpdate(gain=0), "gain and longest_step must be positive"),
+        (lambda: small(2)(torch.rand(1, 1, 8, 8), torch.rand(1, 1, 8, 9)), r"moving must be as fixed, \[1, 1, 8, 8\]"),
+        (lambda: small(2)(torch.rand(1, 2, 8, 8), torch.rand(1, 2, 8, 8)), r"image must be \[N, 1, \*S\] with 2 axes"),
+    ],
+)
+def test_errors_state_the_contract(make: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()  # type: ignore[operator]
