@@ -9,6 +9,7 @@ from torch import Tensor
 
 from deqreg import ops
 from deqreg.equilibrium import Anderson
+from deqreg.nets import Similarity
 from deqreg.nets.pretrained import load_weights, packaged
 from deqreg.registration import LevelReport, Progress
 from deqreg.spatial import Image, level_shape, resample, resize, resize_displacement
@@ -21,21 +22,21 @@ SOLVERS = (
 
 
 def solve_learned(
-    fixed: Image,
-    moving: Image,
+    images: tuple[Image, Image],
     world: Tensor,
     displacement: Tensor,
     weights: str,
+    similarity: Similarity,
     progress: Callable[[Progress], None] | None = None,
 ) -> tuple[Tensor, LevelReport]:
     """The equilibrium of the learned update.
 
     Args:
-        fixed: scaled to [0, 1].
-        moving: as fixed, on a grid of its own.
+        images: fixed and moving, scaled to [0, 1], each on its grid.
         world: the affine map from fixed to moving points, `[d + 1, d + 1]`.
         displacement: where to start, `[1, d, *S]`, in voxels of any grid over fixed.
         weights: the name of weights that come with the package.
+        similarity: what is reported before and after; it has no part in the solution.
         progress: called when it is done.
 
     Returns:
@@ -44,16 +45,18 @@ def solve_learned(
     Raises:
         ValueError: the weights are for images of another number of axes.
     """
-    started = time.perf_counter()
+    started, (fixed, moving) = time.perf_counter(), images
     net, facts = load_weights(packaged(weights), SOLVERS)
     net = net.to(fixed.data.device)
     if net.encoder.dims != fixed.grid.dims:
         raise ValueError(f"method equilibrium of this preset is {net.encoder.dims}-D, got {fixed.grid.dims}-D images")
     grid = fixed.grid.resized(level_shape(fixed.grid, facts["spacing"]))
-    images = resize(fixed.data, grid.shape), resample(moving.data, moving.grid, grid, world)
+    pair = resize(fixed.data, grid.shape), resample(moving.data, moving.grid, grid, world)
     start = resize_displacement(displacement, grid.shape)
-    u, solution = net(*images, start=start)
-    before, after = (float(ops.lncc(images[0], ops.warp(images[1], field), window=5)) for field in (start, u))
+    u, solution = net(*pair, start=start)
+    before, after = (
+        float(similarity.value_and_gradient(pair[0], ops.warp(pair[1], field), None)[0][0]) for field in (start, u)
+    )
     low, high = ops.jacobian_determinant(u).aminmax()
     steps = int(solution.steps[0])
     residuals = tuple(solution.residuals[:, 0].tolist())

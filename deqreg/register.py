@@ -168,11 +168,13 @@ def register(
         classical = chosen.levels
         if weights is not None:
             with clock.stage("learned"):
-                displacement, report = solve_learned(inner, images[1], world, displacement, weights, progress)
+                displacement, report = solve_learned(
+                    (inner, images[1]), world, displacement, weights, chosen.method.similarity, progress
+                )
                 levels.append(report)
-            # what is coarser than the learned level has been found by it
-            fine = [level for level in classical if level.factor * min(inner.grid.spacing) <= min(report.spacing)]
-            classical = tuple(fine) if refine else ()
+            # the learned level knows labels, which the classical update there would undo; it goes on where it is finer
+            finest = 0.8 * min(report.spacing) / min(inner.grid.spacing)
+            classical = tuple(level for level in classical if refine and level.factor < finest)
         for number, level in enumerate(classical, 1):
             with clock.stage(f"level {number}"):
                 label = f"level {number}/{len(classical)}"

@@ -5,8 +5,7 @@
 The same network, initial weights, slices, loss, learning rate and processor time for each way of training: the
 phantom and the implicit gradient of the equilibrium, backpropagation through 4, 8 and 12 steps; and the equilibrium of
 the plain update, without the classical step inside. Each is then run for up to 200 plain steps on pairs of heads that
-it has not seen, and solved by Anderson's and by Picard's iteration. Writes benchmarks/results/claims_steps.json and
-.png.
+it has not seen, and solved by Anderson's and by Picard's iteration. Writes benchmarks/results/claims_steps.json, .png.
 """
 
 import argparse

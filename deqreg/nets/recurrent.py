@@ -103,7 +103,7 @@ class RecurrentUpdate(nn.Module):
     def _step(
         self, fixed: Tensor, moving: Tensor, energy: Tensor, weights: tuple[Tensor, Tensor], u: Tensor, h: Tensor
     ) -> State:
-        window = ops.correlation(fixed, moving, u, radius=1) - energy
+        window = ops.correlation(fixed, moving, u, radius=1).sub_(energy)
         seen = torch.cat([window, u - ops.gaussian(u, 1.0), h], dim=1)
         gate, candidate = _convolve(seen, weights[0], self.gates.get_parameter("bias")).chunk(2, dim=1)
         h = h + torch.sigmoid(gate) * (torch.tanh(candidate) - h)
