@@ -62,18 +62,6 @@ def test_refinement_brings_images_closer_on_the_grid_that_is_finer() -> None:
     assert min(refined.levels[1].spacing) < 0.8 * min(refined.levels[0].spacing)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"preset": "generic", "method": "equilibrium"}, "has weights for preset brain alone, got preset generic"),
-        ({"preset": "brain", "refine": True}, "it needs method equilibrium, got variational"),
-    ],
-)
-def test_errors_state_the_contract(settings: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        register(torch.rand(24, 24, 24), torch.rand(24, 24, 24), **settings)  # type: ignore[arg-type]
-
-
 def test_slices_have_no_weights() -> None:
     with pytest.raises(ValueError, match="is 3-D, got 2-D images"):
         register(torch.rand(24, 24), torch.rand(24, 24), preset="brain", method="equilibrium", initial="identity")

@@ -114,6 +114,23 @@ def test_memory_budget_leaves_out_the_finest_level() -> None:
         deqreg.register(fixed, moving, memory_budget=1000)
 
 
+def test_learned_update_and_its_refinement() -> None:
+    moving, truth = texture(48, 44, 40), bump(48, 44, 40, height=3.0)
+    head = (bump(48, 44, 40, height=1.0)[0, 0] > 0.2).float()
+    fixed, moving = (
+        io.Volume(image, np.eye(4)) for image in (ops.warp(moving, truth)[0, 0] * head, moving[0, 0] * head)
+    )
+    learned, refined = (
+        deqreg.register(fixed, moving, preset="brain", method="equilibrium", refine=refine, initial="identity")
+        for refine in (False, True)
+    )
+    assert [level.field_shape for level in learned.levels] == [level.field_shape for level in refined.levels[:1]]
+    assert len(refined.levels) > 1
+    # trained on heads, it makes little of this texture at 2 mm; the classical update goes on from what it found
+    assert max(learned.similarity_before, learned.similarity_after) < refined.similarity_after
+    assert learned.report()["folding_percent"] == 0
+
+
 def test_same_bits_again() -> None:
     fixed, moving, _ = pair(32, 30, 36)
     results = [deqreg.register(fixed, moving, deterministic=True).displacement for _ in range(2)]
@@ -133,7 +150,9 @@ def test_progress_reports_every_level() -> None:
     ("kwargs", "message"),
     [
         ({"preset": "liver"}, "preset must be one of auto, brain, lung, generic, got 'liver'"),
-        ({"method": "magic"}, "method must be one of variational, got 'magic'"),
+        ({"method": "magic"}, "method must be one of variational, equilibrium, got 'magic'"),
+        ({"method": "equilibrium"}, "method equilibrium has weights for preset brain alone, got preset generic"),
+        ({"refine": True}, "refine goes on from the learned field: it needs method equilibrium, got variational"),
         ({"device": "tpu"}, "device must be one of auto, cpu, cuda, got 'tpu'"),
         ({"initial": np.eye(4)}, r"initial must be a \[3, 3\] matrix for these images, got \[4, 4\]"),
         ({"fixed_landmarks": torch.zeros(1, 2)}, "landmarks must be given for both images"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import os
+import threading
 import uuid
 import warnings
 import zlib
@@ -121,11 +123,16 @@ def read_values(image: nib.Nifti1Pair | nib.MGHImage, name: str) -> np.ndarray:
 def _quiet_nibabel() -> Iterator[None]:
     """Keep nibabel from logging a header's faults beside the one line that is raised for them."""
     # nibabel's own LoggingOutputSuppressor hands the lines to Python's handler of last resort, which prints them
-    before, nibabel_logger.disabled = nibabel_logger.disabled, True
+    here = threading.get_ident()
+
+    def from_elsewhere(record: logging.LogRecord) -> bool:
+        return record.thread != here  # volumes are read in several threads, each with a filter of its own
+
+    nibabel_logger.addFilter(from_elsewhere)
     try:
         yield
     finally:
-        nibabel_logger.disabled = before
+        nibabel_logger.removeFilter(from_elsewhere)
 
 
 def _open(path: Path, name: str) -> Any:

@@ -1,6 +1,7 @@
 import gzip
 import os
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import nibabel as nib
 import numpy as np
@@ -256,6 +257,20 @@ class TestBadInput:
         with pytest.raises(nib.spatialimages.HeaderDataError):
             nib.load(tmp_path / "x.nii")
         assert "data code 9999" in caplog.text  # nibabel's log is as it was
+
+    def test_reading_in_several_threads_leaves_nibabels_log_as_it_was(self, tmp_path, caplog):
+        (tmp_path / "x.nii").write_bytes(header_field(70, "<i2", 9999))
+
+        def read(_):
+            with pytest.raises(ValueError, match="not a NIfTI volume"):
+                read_image(tmp_path / "x.nii")
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(read, range(100)))
+        assert caplog.records == []
+        with pytest.raises(nib.spatialimages.HeaderDataError):
+            nib.load(tmp_path / "x.nii")
+        assert "data code 9999" in caplog.text
 
 
 class TestMasksAndLabels:
