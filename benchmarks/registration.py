@@ -108,6 +108,7 @@ def learn2reg(path: Path) -> list[Pair]:
 
 # Methods: each tool as its users run it, then with what was varied about it.
 
+LEARNED = {"initial": "identity", "preset": "brain", "method": "equilibrium"}
 GREEDY = {"metric": "WNCC 2x2x2", "iterations": "100x50x20", "smoothing": "2vox 0.5vox"}
 FIREANTS = {"scales": [4, 2, 1], "iterations": [200, 100, 50], "cc_kernel_size": 7}
 CONVEX = {"grid_sp": 6, "disp_hw": 4, "grid_sp_adam": 2, "lambda_weight": 1.25, "selected_niter": 80}
@@ -117,6 +118,8 @@ SMALL = ("lung", "known_field")
 METHODS = [
     Method("deqreg", "deqreg"),
     Method("deqreg, as they lie", "deqreg", {"initial": "identity"}, on=("known_field", "brain", "contrasts")),
+    Method("deqreg, learned", "deqreg", LEARNED, on=("brain",)),
+    Method("deqreg, learned and refined", "deqreg", LEARNED | {"refine": True}, on=("brain",)),
     Method("greedy", "greedy", GREEDY),
     Method("greedy, 3 voxels", "greedy", GREEDY | {"smoothing": "3vox 0.5vox"}, on=SMALL),
     Method("greedy, 4 voxels", "greedy", GREEDY | {"smoothing": "4vox 0.5vox"}, on=SMALL),
@@ -187,7 +190,7 @@ def deqreg_command(pair: Pair, method: Method, work: Path) -> tuple[list[str], P
         for side, file in zip(("fixed", "moving"), files or (), strict=False):
             words += [f"--{side}-{kind}", str(file)]
     for name, value in method.parameters.items():
-        words += [f"--{name}", str(value)]
+        words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     return words, work / "out" / "displacement.nii.gz"
 
 
