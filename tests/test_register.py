@@ -137,6 +137,14 @@ def test_same_bits_again() -> None:
     assert torch.equal(*results)
 
 
+@pytest.mark.parametrize(("edge", "preset"), [(1.0, "brain"), (2.0, "generic")])
+def test_heads_are_told_by_their_empty_box_where_voxels_show_folds(edge: float, preset: str) -> None:
+    fixed, moving, _ = pair(32, 30, 36)
+    window = bump(32, 30, 36, height=1.0)[0, 0] > 0.1
+    images = [io.Volume(image * window, np.diag([edge, edge, edge, 1.0])) for image in (fixed, moving)]
+    assert deqreg.register(*images, initial="identity").settings["preset"]["name"] == preset
+
+
 def test_progress_reports_every_level() -> None:
     fixed, moving, _ = pair(48, 44)
     seen: list[deqreg.Progress] = []
