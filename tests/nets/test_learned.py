@@ -8,21 +8,9 @@ from deqreg import ops
 from deqreg.equilibrium import Anderson, Implicit, Phantom, Picard, Unrolled, fixed_point
 from deqreg.nets import DEQReg, Encoder, RecurrentUpdate
 from deqreg.nets.pretrained import load_weights, packaged, save_weights
+from tests.nets.test_variational import bump, texture
 
 SMALL = {"channels": 4, "widths": (8, 8), "hidden": 4}
-
-
-def texture(*shape: int, seed: int = 0) -> Tensor:
-    noise = torch.rand(1, 1, *shape, generator=torch.Generator().manual_seed(seed))
-    smooth = ops.gaussian(noise, 1.5)
-    return (smooth - smooth.min()) / (smooth.max() - smooth.min())
-
-
-def bump(*shape: int, height: float = 1.5) -> Tensor:
-    u = torch.zeros(1, len(shape), *shape)
-    u[(0, slice(None), *[n // 2 for n in shape])] = 1.0
-    u = ops.gaussian(u, min(shape) / 6)
-    return u * (height / u.max())
 
 
 def small(dims: int, seed: int = 0, **settings: object) -> DEQReg:
