@@ -35,6 +35,7 @@ from deqreg.spatial import (
     resize,
     resize_displacement,
     scale_intensities,
+    self_similarity,
 )
 
 METHODS = ("variational", "equilibrium")
@@ -459,14 +460,20 @@ def _solve_level(
     shape, field_shape = _level_shapes(fixed.grid, level, preset)
     grid = fixed.grid.resized(shape)
     pulled = moving.at(min(fixed.grid.spacing) * level.factor)
+    at_level = resize(fixed.data, grid.shape)
+    if features is not None:
+        features = resize(features[0], field_shape), resize(features[1], field_shape)
+    elif preset.self_similarity:
+        beside = resample(pulled.data, pulled.grid, grid, world)
+        features = self_similarity(at_level, field_shape), self_similarity(beside, field_shape)
     update = VariationalUpdate(
-        resize(fixed.data, grid.shape),
+        at_level,
         pulled.data,
         preset.method,
         field=field_shape,
         spacing=grid.spacing,
         affine=grid.map_to(pulled.grid, world),
-        features=None if features is None else (resize(features[0], field_shape), resize(features[1], field_shape)),
+        features=features,
     )
     u = resize_displacement(displacement, field_shape)
     similarities: list[float] = []

@@ -35,9 +35,14 @@ class Lncc:
     def value_and_gradient(self, fixed: Tensor, warped: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """The similarity `[N]` and the gradient of its sum over voxels, `[N, 1, *S]`."""
         noise = self.epsilon  # shared, so that equal images pull at nothing
-        value, gradient = ops.lncc_gradient(fixed, warped, window=self.window, mask=mask, epsilon=noise, shared=noise)
-        counted = fixed[0].numel() if mask is None else mask.flatten(1).sum(1).view(-1, *[1] * (fixed.ndim - 1))
-        return value, gradient.mul_(counted)
+        n, channels = fixed.shape[:2]
+        each = (n * channels, 1, *fixed.shape[2:])
+        seen = None if mask is None else mask.expand(fixed.shape).reshape(each)
+        value, gradient = ops.lncc_gradient(
+            fixed.view(each), warped.view(each), window=self.window, mask=seen, epsilon=noise, shared=noise
+        )
+        counted = fixed[0, 0].numel() if mask is None else mask.flatten(1).sum(1).view(-1, *[1] * (fixed.ndim - 1))
+        return value.view(n, channels).mean(1), gradient.view(fixed.shape).mul_(counted / channels)
 
 
 @dataclass(frozen=True)

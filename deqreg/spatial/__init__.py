@@ -5,6 +5,7 @@ from deqreg.spatial.grid import Grid
 from deqreg.spatial.intensity import scale_intensities
 from deqreg.spatial.pyramid import level_shape, pyramid
 from deqreg.spatial.resample import pull, resample, resize, resize_displacement, sample
+from deqreg.spatial.self_similarity import self_similarity
 
 __all__ = [
     "AffineStage",
@@ -19,4 +20,5 @@ __all__ = [
     "resize_displacement",
     "sample",
     "scale_intensities",
+    "self_similarity",
 ]
