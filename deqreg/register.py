@@ -30,6 +30,7 @@ from deqreg.spatial import (
     Image,
     align,
     level_shape,
+    match_contrast,
     pull,
     resample,
     resize,
@@ -460,19 +461,22 @@ def _solve_level(
     shape, field_shape = _level_shapes(fixed.grid, level, preset)
     grid = fixed.grid.resized(shape)
     pulled = moving.at(min(fixed.grid.spacing) * level.factor)
-    at_level = resize(fixed.data, grid.shape)
+    mapping = grid.map_to(pulled.grid, world)
+    seen = resize(fixed.data, grid.shape), pulled.data
     if features is not None:
         features = resize(features[0], field_shape), resize(features[1], field_shape)
     elif preset.self_similarity:
         beside = resample(pulled.data, pulled.grid, grid, world)
-        features = self_similarity(at_level, field_shape), self_similarity(beside, field_shape)
+        features = self_similarity(seen[0], field_shape), self_similarity(beside, field_shape)
+    if preset.match_contrast:
+        start = resize_displacement(displacement, grid.shape)
+        seen = _matched(*seen, ops.warp(seen[1], start, affine=mapping.to(start)[None]))
     update = VariationalUpdate(
-        at_level,
-        pulled.data,
+        *seen,
         preset.method,
         field=field_shape,
         spacing=grid.spacing,
-        affine=grid.map_to(pulled.grid, world),
+        affine=mapping,
         features=features,
     )
     u = resize_displacement(displacement, field_shape)
@@ -488,6 +492,12 @@ def _solve_level(
     value = solution.value
     assert isinstance(value, Tensor)
     return value, _level_report(solution, value, grid, similarities, time.perf_counter() - started)
+
+
+def _matched(fixed: Tensor, moving: Tensor, warped: Tensor) -> tuple[Tensor, Tensor]:
+    """Two channels each, in the contrast of fixed and in that of moving, as far as warped tells how they meet."""
+    as_fixed, as_moving = match_contrast(moving, warped, fixed), match_contrast(fixed, fixed, warped)
+    return torch.cat([fixed, as_moving], dim=1), torch.cat([as_fixed, moving], dim=1)
 
 
 def _level_report(

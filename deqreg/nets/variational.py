@@ -33,7 +33,7 @@ class Lncc:
             raise ValueError(f"epsilon must be positive, got {self.epsilon}")
 
     def value_and_gradient(self, fixed: Tensor, warped: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The similarity `[N]` and the gradient of its sum over voxels, `[N, 1, *S]`."""
+        """The similarity `[N]`, a mean over channels, and the gradient of its sum over voxels, `[N, C, *S]`."""
         noise = self.epsilon  # shared, so that equal images pull at nothing
         n, channels = fixed.shape[:2]
         each = (n * channels, 1, *fixed.shape[2:])
@@ -61,10 +61,13 @@ class MeanSquares:
             raise ValueError(f"weight must be positive, got {self.weight}")
 
     def value_and_gradient(self, fixed: Tensor, warped: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The similarity `[N]` and the gradient of its weighted sum over voxels, `[N, 1, *S]`."""
+        """The similarity `[N]` and the gradient of its weighted sum over voxels, `[N, C, *S]`."""
         difference = fixed - warped if mask is None else (fixed - warped) * mask
-        counted = fixed[0].numel() if mask is None else mask.flatten(1).sum(1)
-        return -difference.square().flatten(1).sum(1) / counted, difference.mul_(2 * self.weight)
+        counted = fixed[0, 0].numel() if mask is None else mask.flatten(1).sum(1)
+        channels = fixed.shape[1]
+        return -difference.square().flatten(1).sum(1) / (counted * channels), difference.mul_(
+            2 * self.weight / channels
+        )
 
 
 Similarity = Lncc | MeanSquares
@@ -80,7 +83,7 @@ class Variational:
         longest_step: displacement that no step exceeds.
         smooth_update: standard deviation of the Gaussian on each step: how local a motion may be.
         smooth_field: standard deviation of the Gaussian on the field after each step: how strongly it is regularised.
-        guidance: weight of learned features' squared distance, where there are any, against the similarity.
+        guidance: weight of features' squared distance, where there are any, against the similarity.
     """
 
     similarity: Similarity = field(default_factory=Lncc)
@@ -122,12 +125,12 @@ class VariationalUpdate:
     and most of what a step costs becomes an eighth. The images see it interpolated, `P u`, and `dS/du = P^T dS/d(Pu)`,
     a mean over the image's voxels rather than a sum.
 
-    Learned features `F` and `M` of the two images, where they are given, pull beside the similarity:
+    Features `F` and `M` of the two images, where they are given, pull beside the similarity:
     `-w |F - M o u|^2 / 2` is added to it at the field's voxels, `w` being the guidance.
 
     Args:
-        fixed: `[N, 1, *S]`, scaled to about [0, 1].
-        moving: `[N, 1, *S_moving]`, in the same contrast units.
+        fixed: `[N, C, *S]`, scaled to about [0, 1]; each channel meets its own of the moving image.
+        moving: `[N, C, *S_moving]`, in the same contrast units.
         method: how the update moves.
         field: the field's spatial shape; that of fixed if not given.
         spacing: voxel edges of fixed, any unit; forces and smoothing are isotropic in it.
@@ -204,7 +207,7 @@ class VariationalUpdate:
         return ops.resize(scaled, self.fixed.shape[2:])
 
     def warped(self, displacement: Tensor) -> Tensor:
-        """The moving image under a displacement, `[N, 1, *S]`."""
+        """The moving image under a displacement, `[N, C, *S]`."""
         return ops.warp(self.moving, self.on_image(displacement), affine=self._affine)
 
     def force(self, displacement: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Grids in the world, resampling between them, pyramids, and affine alignment."""
 
 from deqreg.spatial.affine import AffineStage, Image, align
+from deqreg.spatial.contrast import match_contrast
 from deqreg.spatial.grid import Grid
 from deqreg.spatial.intensity import scale_intensities
 from deqreg.spatial.pyramid import level_shape, pyramid
@@ -13,6 +14,7 @@ __all__ = [
     "Image",
     "align",
     "level_shape",
+    "match_contrast",
     "pull",
     "pyramid",
     "resample",
