@@ -116,7 +116,8 @@ def register(
         fixed: the image that stays: a path, a nibabel image, a `deqreg.io.Volume`, or a `[X, Y, Z]` or `[X, Y]`
             tensor of 1 mm voxels.
         moving: the image that is moved.
-        preset: `"auto"` chooses by the images; `"brain"`, `"lung"` or `"generic"`.
+        preset: `"auto"` chooses `"brain"`, `"lung"` or `"generic"` by the images; `"contrast"` is for heads in two
+            contrasts.
         method: `"variational"`, the classical update, or `"equilibrium"`, a learned one, for which there must be
             weights in the preset.
         refine: go on from the learned field with the classical update.

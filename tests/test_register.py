@@ -131,6 +131,19 @@ def test_learned_update_and_its_refinement() -> None:
     assert learned.report()["folding_percent"] == 0
 
 
+@pytest.mark.parametrize("shape", [(48, 44), (32, 30, 36)])
+def test_the_contrast_preset_finds_a_deformation_across_contrasts(shape: tuple[int, ...]) -> None:
+    fixed, moving, truth = pair(*shape)
+    # darkest where the other is of a middling brightness: neither equal nor inverted, and mirrored within a window
+    other = 4 * (moving - 0.5).square()
+    inside = (truth.norm(dim=0) > 0.5).float()
+    before = metrics.endpoint_error(torch.zeros_like(truth), truth, inside)["mean"]
+    found = deqreg.register(fixed, other, preset="contrast", initial="identity")
+    # what no curve can tell is which side of the darkest intensity a voxel was on
+    assert metrics.endpoint_error(found.displacement, truth, inside)["mean"] < 0.5 * before
+    assert metrics.folding(found.displacement, found.fixed.affine) == 0
+
+
 def test_same_bits_again() -> None:
     fixed, moving, _ = pair(32, 30, 36)
     results = [deqreg.register(fixed, moving, deterministic=True).displacement for _ in range(2)]
@@ -157,7 +170,7 @@ def test_progress_reports_every_level() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"preset": "liver"}, "preset must be one of auto, brain, lung, generic, got 'liver'"),
+        ({"preset": "liver"}, "preset must be one of auto, brain, contrast, lung, generic, got 'liver'"),
         ({"method": "magic"}, "method must be one of variational, equilibrium, got 'magic'"),
         ({"method": "equilibrium"}, "method equilibrium has weights for preset brain alone, got preset generic"),
         ({"refine": True}, "refine goes on from the learned field: it needs method equilibrium, got variational"),

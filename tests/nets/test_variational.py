@@ -211,3 +211,16 @@ def test_features_on_another_grid_than_the_field_are_refused() -> None:
     image, features = texture(12, 10), torch.zeros(1, 4, 6, 5)
     with pytest.raises(ValueError, match=r"features must be \[N, C, \*\[12, 10\]\], got \[1, 4, 6, 5\]"):
         VariationalUpdate(image, image, Variational(), features=(features, features))
+
+
+@pytest.mark.parametrize("similarity", [Lncc(), MeanSquares()])
+@pytest.mark.parametrize("masked", [False, True])
+def test_channels_pull_by_their_mean(similarity: Lncc | MeanSquares, masked: bool) -> None:
+    fixed, moving = ([texture(12, 10, seed=s) for s in seeds] for seeds in ((0, 1), (2, 3)))
+    mask = (texture(12, 10, seed=4) > 0.4).float() if masked else None
+    method, u = Variational(similarity=similarity), 0.3 * bump(12, 10)
+    each = [VariationalUpdate(f, m, method, mask=mask) for f, m in zip(fixed, moving, strict=True)]
+    expected = sum(update.force(u) for update in each) / 2
+    both = VariationalUpdate(torch.cat(fixed, dim=1), torch.cat(moving, dim=1), method, mask=mask)
+    torch.testing.assert_close(both.force(u), expected, rtol=1e-4, atol=1e-6 * float(expected.abs().max()))
+    torch.testing.assert_close(both.similarity, (each[0].similarity + each[1].similarity) / 2)
