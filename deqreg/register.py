@@ -29,7 +29,9 @@ from deqreg.spatial import (
     Grid,
     Image,
     align,
+    contrast_is_reversed,
     level_shape,
+    match_contrast,
     pull,
     resample,
     resize,
@@ -38,6 +40,7 @@ from deqreg.spatial import (
 )
 
 METHODS = ("variational", "equilibrium")
+CONTRASTS = ("auto", "same", "other")
 Callback = Callable[[Progress], None]
 Landmarks = str | os.PathLike[str] | Tensor
 
@@ -92,6 +95,7 @@ def register(
     preset: str = "auto",
     method: str = "variational",
     refine: bool = False,
+    contrast: str = "auto",
     fixed_mask: Source | Tensor | None = None,
     moving_mask: Source | Tensor | None = None,
     fixed_labels: Source | Tensor | None = None,
@@ -118,6 +122,8 @@ def register(
         method: `"variational"`, the classical update, or `"equilibrium"`, a learned one, for which there must be
             weights in the preset.
         refine: go on from the learned field with the classical update.
+        contrast: `"same"` compares the images as they are; `"other"`, for T1 with T2 or FLAIR, first gives moving the
+            contrast of fixed; `"auto"` does so where bright in one image is dark in the other.
         fixed_mask, moving_mask: where to look, on the grid of their image; above zero is inside.
         fixed_labels, moving_labels: segmentations. Moving labels are warped along; both give Dice. Not used to
             register.
@@ -145,7 +151,7 @@ def register(
     True
     """
     clock, started = _Clock(), time.perf_counter()
-    _check_choices(preset, method, device, refine)
+    _check_choices(preset, method, device, contrast, refine)
     torch.manual_seed(seed)
     with warnings.catch_warnings(record=True) as caught, _deterministic(deterministic):
         warnings.simplefilter("always")
@@ -160,6 +166,10 @@ def register(
             images = _scaled(pair.fixed, pair.fixed_mask, where), _scaled(pair.moving, pair.moving_mask, where)
         with clock.stage("affine"):
             world, displacement = _initial(images, start, chosen, progress)
+            if contrast == "auto":
+                contrast = "other" if contrast_is_reversed(*images, world) else "same"
+            if contrast == "other":
+                images = images[0], match_contrast(*images, world)
         levels = []
         first, inner = _domain(*images, world)
         displacement = _inside(displacement, first, inner.grid.shape)
@@ -187,6 +197,7 @@ def register(
         "preset": asdict(chosen),
         "method": method,
         "refine": refine,
+        "contrast": contrast,
         "initial": str(initial),
         "device": str(where),
         "seed": seed,
@@ -222,11 +233,12 @@ def _weights(preset: Preset) -> str:
     return preset.weights
 
 
-def _check_choices(preset: str, method: str, device: str, refine: bool) -> None:
+def _check_choices(preset: str, method: str, device: str, contrast: str, refine: bool) -> None:
     for name, value, choices in (
         ("preset", preset, ("auto", *PRESETS)),
         ("method", method, METHODS),
         ("device", device, ("auto", "cpu", "cuda")),
+        ("contrast", contrast, CONTRASTS),
     ):
         if value not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
