@@ -36,6 +36,7 @@ from deqreg.spatial import (
     resize_displacement,
     scale_intensities,
 )
+from deqreg.transforms import grid_of, join, split
 
 METHODS = ("variational", "equilibrium")
 Callback = Callable[[Progress], None]
@@ -378,25 +379,13 @@ def _initial(
 
 
 def _split_field(start: DisplacementField, grid: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
-    """A field as the affine world map nearest to it, and what is left, in voxels of the grid.
+    """A field on the grid as the affine world map nearest to it, and what is left, in voxels of the grid.
 
     The update smooths its state with mirrored faces, which would bend the affine part there.
     """
-    dims = grid.dims
-    known = Grid(tuple(start.displacement.shape[1:]), torch.from_numpy(io.grid_matrix(start.affine, dims)))
-    on_grid = resample(start.displacement[None], known, grid, antialias=False)[0].double().flatten(1)
-    voxels = torch.cartesian_prod(*[torch.arange(n, dtype=torch.float64) for n in grid.shape])
-    points = grid.to_world(voxels)
-    homogeneous = torch.cat([points, torch.ones(len(points), 1, dtype=torch.float64)], dim=1)
-    moved = points + on_grid.T
-    world = torch.eye(dims + 1, dtype=torch.float64)
-    centred = homogeneous - torch.cat([grid.centre, torch.zeros(1, dtype=torch.float64)])  # scanners lie metres off
-    fit = torch.linalg.solve(centred.T @ centred, centred.T @ moved).T
-    world[:dims, :dims] = fit[:, :dims]
-    world[:dims, dims] = fit[:, dims] - fit[:, :dims] @ grid.centre
-    before_affine = (moved - world[:dims, dims]) @ torch.linalg.inv(world[:dims, :dims]).T
-    left = (grid.to_voxels(before_affine) - voxels).T.reshape(1, dims, *grid.shape)
-    return world, left.float().to(device)
+    on_grid = resample(start.displacement[None], grid_of(start), grid, antialias=False)[0]
+    world, left = split(on_grid, grid)
+    return world, left.to(device)
 
 
 def _domain(fixed: Image, moving: Image, world: Tensor) -> tuple[list[int], Image]:
@@ -514,7 +503,7 @@ def _resample(
     mapping = fixed.map_to(moving, world).to(u)[None]
     native = pair.moving.data.to(u.device)[None, None]
     outputs: dict[str, Any] = {
-        "displacement": _world_displacement(u, fixed, world),
+        "displacement": join(u, fixed, world),
         "warped": pull(native, u, mapping)[0, 0].cpu(),
         "affine_warped": pull(native, still, mapping)[0, 0].cpu(),
     }
@@ -526,15 +515,6 @@ def _resample(
         outputs["warped_labels"] = pull(labels, u, mapping, "nearest")[0, 0].cpu()
         outputs["labels_before"] = pull(labels, still, mapping, "nearest")[0, 0].cpu()
     return outputs
-
-
-def _world_displacement(u: Tensor, grid: Grid, world: Tensor) -> Tensor:
-    """`[d, *S]`, RAS millimetres: `d(p) = W(p + u) - p`, from `u` in voxels of the grid."""
-    axes = [torch.arange(n, dtype=u.dtype) for n in grid.shape]
-    position = u[0].cpu().clone()
-    for axis, index in enumerate(axes):
-        position[axis] += index.view(-1, *[1] * (grid.dims - 1 - axis))
-    return io.world_displacement(position, grid.affine.numpy(), (world @ grid.affine).numpy())
 
 
 def save(registration: Registration, folder: str | os.PathLike[str]) -> None:

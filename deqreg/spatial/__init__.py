@@ -3,6 +3,7 @@
 from deqreg.spatial.affine import AffineStage, Image, align
 from deqreg.spatial.grid import Grid
 from deqreg.spatial.intensity import scale_intensities
+from deqreg.spatial.inverse import invert, invert_points
 from deqreg.spatial.pyramid import level_shape, pyramid
 from deqreg.spatial.resample import pull, resample, resize, resize_displacement, sample
 
@@ -11,6 +12,8 @@ __all__ = [
     "Grid",
     "Image",
     "align",
+    "invert",
+    "invert_points",
     "level_shape",
     "pull",
     "pyramid",
