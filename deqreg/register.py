@@ -42,8 +42,6 @@ METHODS = ("variational", "equilibrium")
 Callback = Callable[[Progress], None]
 Landmarks = str | os.PathLike[str] | Tensor
 
-# The moving image reaches this share of the fixed grid past it, so that what lies outside can be pulled in.
-_MARGIN = 0.1
 # The field reaches so many of the fixed image's finest voxels past what there is to align: it has room to fade.
 _BORDER = 8
 # Smooths the kinks that linear interpolation leaves between the field's voxels, in voxels of the fixed image. Between
@@ -449,14 +447,14 @@ def _solve_level(
     fixed, moving = images
     shape, field_shape = _level_shapes(fixed.grid, level, preset)
     grid = fixed.grid.resized(shape)
-    margin = [max(1, round(_MARGIN * n)) for n in grid.shape]
+    pulled = moving.at(min(fixed.grid.spacing) * level.factor)
     update = VariationalUpdate(
         resize(fixed.data, grid.shape),
-        resample(moving.data, moving.grid, grid.padded(margin), world),
+        pulled.data,
         preset.method,
         field=field_shape,
         spacing=grid.spacing,
-        margin=margin,
+        affine=grid.map_to(pulled.grid, world),
         features=None if features is None else (resize(features[0], field_shape), resize(features[1], field_shape)),
     )
     u = resize_displacement(displacement, field_shape)
