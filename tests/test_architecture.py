@@ -36,8 +36,12 @@ MAY_IMPORT = {
     "presets": {"nets", "spatial"},
     "learned": {"registration", "nets", "equilibrium", "spatial", "ops"},
     "transforms": {"io", "spatial"},
+    "levels": {"presets", "registration", "equilibrium", "spatial", "ops"},
+    "symmetric": {"levels", "presets", "registration", "nets", "spatial", "ops"},
     "register": {
         "learned",
+        "levels",
+        "symmetric",
         "presets",
         "registration",
         "transforms",
