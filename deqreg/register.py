@@ -512,8 +512,10 @@ def _inverse(
     there_and_back = ops.warp(reached, u, affine=mapping)[0].cpu().add_(displacement)
     inside = ops.warp(torch.ones_like(reached[:, :1]), u, affine=mapping, interpolation="nearest", padding="zeros")
     error = there_and_back.square_().sum(0).sqrt_()[inside[0, 0].cpu() > 0]
-    consistency = {"mean": float(error.mean()), "max": float(error.max())} if len(error) else None
-    return {"inverse": found, "inverse_consistency_mm": consistency}
+    if len(error) == 0:
+        return {"inverse": found}
+    most = error.kthvalue(math.ceil(0.99 * len(error))).values
+    return {"inverse": found, "inverse_consistency_mm": {"mean": float(error.mean()), "p99": float(most)}}
 
 
 def save(registration: Registration, folder: str | os.PathLike[str]) -> None:

@@ -86,7 +86,7 @@ class Registration:
         fixed_landmarks, moving_landmarks: `[P, d]`, RAS millimetres, as they came.
         inverse: `[d, *S_moving]` float32 on the moving grid, RAS millimetres, of a symmetric registration:
             `p_fixed = p_moving + i(p_moving)`; and inverse_consistency_mm: how far points of the fixed image that went
-            there and back are from where they began, mean and max.
+            there and back are from where they began, mean and 99th percentile; None where none stays inside.
         levels: how each level went.
         status: a word; sentence: the same for a person.
         similarity_before: at full resolution under the affine map; similarity_after: at the end.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -106,8 +107,9 @@ def square_root(world: Tensor) -> tuple[Tensor, Tensor]:
     ([2.0, 3.0, 1.0], [3.0, 2.0, 6.0])
     """
     half, back = world.clone(), torch.eye(len(world), dtype=world.dtype)
-    for _ in range(_ROOT_STEPS):
-        half, back = (half + torch.linalg.inv(back)) / 2, (back + torch.linalg.inv(half)) / 2
+    with suppress(torch.linalg.LinAlgError):  # the matrices of a map without a root become singular on the way
+        for _ in range(_ROOT_STEPS):
+            half, back = (half + torch.linalg.inv(back)) / 2, (back + torch.linalg.inv(half)) / 2
     if not torch.allclose(half @ half, world, rtol=1e-9, atol=1e-6):
         raise ValueError(
             "a symmetric registration needs an affine start that neither mirrors nor turns by half a circle, got "
