@@ -29,6 +29,8 @@ from deqreg.spatial import (
     Grid,
     Image,
     align,
+    contrast_is_reversed,
+    match_contrast,
     pull,
     resample,
     resize,
@@ -39,6 +41,7 @@ from deqreg.symmetric import solve_symmetric, square_root
 from deqreg.transforms import grid_of, join, split
 
 METHODS = ("variational", "equilibrium")
+CONTRASTS = ("auto", "same", "other")
 Callback = Callable[[Progress], None]
 Landmarks = str | os.PathLike[str] | Tensor
 
@@ -94,6 +97,7 @@ def register(
     method: str = "variational",
     refine: bool = False,
     symmetric: bool = False,
+    contrast: str = "auto",
     fixed_mask: Source | Tensor | None = None,
     moving_mask: Source | Tensor | None = None,
     fixed_labels: Source | Tensor | None = None,
@@ -122,6 +126,8 @@ def register(
         refine: go on from the learned field with the classical update.
         symmetric: let the images meet half-way, so that neither decides, and give the inverse too. Takes about twice as
             long.
+        contrast: `"same"` compares the images as they are; `"other"`, for T1 with T2 or FLAIR, first gives moving the
+            contrast of fixed; `"auto"` does so where bright in one image is dark in the other.
         fixed_mask, moving_mask: where to look, on the grid of their image; above zero is inside.
         fixed_labels, moving_labels: segmentations. Moving labels are warped along; both give Dice. Not used to
             register.
@@ -149,7 +155,7 @@ def register(
     True
     """
     clock, started = _Clock(), time.perf_counter()
-    _check_choices(preset, method, device, refine, symmetric)
+    _check_choices(preset, method, device, contrast, refine, symmetric)
     torch.manual_seed(seed)
     with warnings.catch_warnings(record=True) as caught, _deterministic(deterministic):
         warnings.simplefilter("always")
@@ -164,6 +170,10 @@ def register(
             images = _scaled(pair.fixed, pair.fixed_mask, where), _scaled(pair.moving, pair.moving_mask, where)
         with clock.stage("affine"):
             world, displacement = _initial(images, start, chosen, symmetric, progress)
+            if contrast == "auto":
+                contrast = "other" if contrast_is_reversed(*images, world) else "same"
+            if contrast == "other":
+                images = images[0], match_contrast(*images, world)
         levels, inverse = [], None
         first, inner = _domain(*images, world)
         displacement = _inside(displacement, first, inner.grid.shape)
@@ -200,6 +210,7 @@ def register(
         "method": method,
         "refine": refine,
         "symmetric": symmetric,
+        "contrast": contrast,
         "initial": str(initial),
         "device": str(where),
         "seed": seed,
@@ -235,11 +246,12 @@ def _weights(preset: Preset) -> str:
     return preset.weights
 
 
-def _check_choices(preset: str, method: str, device: str, refine: bool, symmetric: bool) -> None:
+def _check_choices(preset: str, method: str, device: str, contrast: str, refine: bool, symmetric: bool) -> None:
     for name, value, choices in (
         ("preset", preset, ("auto", *PRESETS)),
         ("method", method, METHODS),
         ("device", device, ("auto", "cpu", "cuda")),
+        ("contrast", contrast, CONTRASTS),
     ):
         if value not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")

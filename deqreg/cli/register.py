@@ -57,6 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--refine", action="store_true", help="go on from the learned field with the classical update")
     parser.add_argument("--symmetric", action="store_true",
                         help="let the images meet half-way; writes inverse_displacement.nii.gz too")  # fmt: skip
+    parser.add_argument(
+        "--contrast",
+        default="auto",
+        choices=["auto", "same", "other"],
+        help="other: give MOVING the contrast of FIXED, for T1 with T2 or FLAIR (default: auto, where bright in one is "
+        "dark in the other)",
+    )
     for role in ("fixed", "moving"):
         parser.add_argument(f"--{role}-mask", metavar="FILE", help=f"above 0 where to look in the {role} image")
         parser.add_argument(f"--{role}-labels", metavar="FILE", help=f"segmentation of the {role} image, for Dice")
@@ -103,6 +110,7 @@ def _register(args: argparse.Namespace) -> Registration:
             method=args.method,
             refine=args.refine,
             symmetric=args.symmetric,
+            contrast=args.contrast,
             fixed_mask=args.fixed_mask,
             moving_mask=args.moving_mask,
             fixed_labels=args.fixed_labels,

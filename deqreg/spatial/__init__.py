@@ -1,6 +1,7 @@
-"""Grids in the world, resampling between them, pyramids, and affine alignment."""
+"""Grids in the world, resampling between them, pyramids, affine alignment, and contrast."""
 
 from deqreg.spatial.affine import AffineStage, Image, align
+from deqreg.spatial.contrast import contrast_is_reversed, match_contrast
 from deqreg.spatial.grid import Grid
 from deqreg.spatial.intensity import scale_intensities
 from deqreg.spatial.inverse import invert, invert_points
@@ -12,9 +13,11 @@ __all__ = [
     "Grid",
     "Image",
     "align",
+    "contrast_is_reversed",
     "invert",
     "invert_points",
     "level_shape",
+    "match_contrast",
     "pull",
     "pyramid",
     "resample",
