@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # for annotations alone: it imports torch, and help must be q
 _PRODUCTS = (
     "warped.nii.gz",
     "displacement.nii.gz",
+    "inverse_displacement.nii.gz",
     "warped_labels.nii.gz",
     "affine.tfm",
     "report.json",
@@ -54,6 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="classical update, or a learned one (preset brain) (default: variational)",
     )
     parser.add_argument("--refine", action="store_true", help="go on from the learned field with the classical update")
+    parser.add_argument("--symmetric", action="store_true",
+                        help="let the images meet half-way; writes inverse_displacement.nii.gz too")  # fmt: skip
     parser.add_argument(
         "--contrast",
         default="auto",
@@ -106,6 +109,7 @@ def _register(args: argparse.Namespace) -> Registration:
             preset=args.preset,
             method=args.method,
             refine=args.refine,
+            symmetric=args.symmetric,
             contrast=args.contrast,
             fixed_mask=args.fixed_mask,
             moving_mask=args.moving_mask,

@@ -200,23 +200,34 @@ class VariationalUpdate:
 
     def warped(self, displacement: Tensor) -> Tensor:
         """The moving image under a displacement, `[N, 1, *S]`."""
-        return ops.warp(self.moving, self.on_image(displacement), affine=self._affine)
+        return self.sampled(self.on_image(displacement))
+
+    def sampled(self, fine: Tensor) -> Tensor:
+        """The moving image under a displacement at the voxels of the fixed image, `[N, 1, *S]`."""
+        return ops.warp(self.moving, fine, affine=self._affine)
 
     def force(self, displacement: Tensor) -> Tensor:
         """The smoothed gradient of the similarity by the displacement, `[N, d, *field]`, per finest edge of fixed."""
         fine = self.on_image(displacement)
-        warped = ops.warp(self.moving, fine, affine=self._affine)
-        self.similarity, by_image = self.method.similarity.value_and_gradient(self.fixed, warped, self.mask)
+        self.similarity, by_image = self.method.similarity.value_and_gradient(self.fixed, self.sampled(fine), self.mask)
+        force = self.pulled_back(fine, by_image)
+        if self.features is not None:
+            force.add_(self._pull_of_features(displacement), alpha=self.method.guidance)
+        return ops.gaussian(force, self._sigma_update)
+
+    def pulled_back(self, fine: Tensor, by_image: Tensor) -> Tensor:
+        """A gradient by the warped image as one by the displacement, `[N, d, *field]`, per finest edge of fixed.
+
+        Args:
+            fine: the displacement at the voxels of the fixed image.
+            by_image: `[N, 1, *S]`.
+        """
         force = ops.warp_gradient(self.moving, fine, by_image, affine=self._affine)
         if self.shape != self.fixed.shape[2:]:
             force = ops.resize_adjoint(force, self.shape)
         if self._turn is not None:
             force = torch.einsum("ab,nb...->na...", self._turn, force)
-        if self._force_unit is not None:
-            force.mul_(self._force_unit)
-        if self.features is not None:
-            force.add_(self._pull_of_features(displacement), alpha=self.method.guidance)
-        return ops.gaussian(force, self._sigma_update)
+        return force if self._force_unit is None else force.mul_(self._force_unit)
 
     def _pull_of_features(self, displacement: Tensor) -> Tensor:
         """`-d/du |F - M o u|^2 / 2`."""
@@ -226,7 +237,11 @@ class VariationalUpdate:
 
     def step(self, displacement: Tensor) -> Tensor:
         """The step the force asks for, `[N, d, *field]`, in voxels of the field, bounded."""
-        force, tau = self.force(displacement), self.method.step
+        return self.bounded(self.force(displacement))
+
+    def bounded(self, force: Tensor) -> Tensor:
+        """The step that a smoothed force asks for, in its memory."""
+        tau = self.method.step
         # vector_norm along axis 1 takes torch thirty times as long on a CPU
         squared = force[:, :1].square()
         for component in force[:, 1:].split(1, dim=1):
@@ -234,6 +249,14 @@ class VariationalUpdate:
         force.mul_(squared.mul_((tau / self.method.longest_step) ** 2).add_(1).rsqrt_().mul_(tau))
         return force if self._step_unit is None else force.mul_(self._step_unit)
 
+    def smoothed_step(self, force: Tensor) -> Tensor:
+        """The step that a force as it comes asks for."""
+        return self.bounded(ops.gaussian(force, self._sigma_update))
+
+    def smoothed_field(self, displacement: Tensor) -> Tensor:
+        """A field, or several beside each other, `[N, k d, *field]`, under the regularisation."""
+        return ops.gaussian(displacement, self._sigma_field)
+
     def __call__(self, displacement: Tensor) -> Tensor:
         """The next field, `[N, d, *field]`, in its voxels."""
-        return ops.gaussian(ops.compose(displacement, self.step(displacement)), self._sigma_field)
+        return self.smoothed_field(ops.compose(displacement, self.step(displacement)))

@@ -4,6 +4,7 @@ from deqreg.spatial.affine import AffineStage, Image, align
 from deqreg.spatial.contrast import contrast_is_reversed, match_contrast
 from deqreg.spatial.grid import Grid
 from deqreg.spatial.intensity import scale_intensities
+from deqreg.spatial.inverse import invert, invert_points
 from deqreg.spatial.pyramid import level_shape, pyramid
 from deqreg.spatial.resample import pull, resample, resize, resize_displacement, sample
 
@@ -13,6 +14,8 @@ __all__ = [
     "Image",
     "align",
     "contrast_is_reversed",
+    "invert",
+    "invert_points",
     "level_shape",
     "match_contrast",
     "pull",
