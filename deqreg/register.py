@@ -104,6 +104,7 @@ def register(
     moving_labels: Source | Tensor | None = None,
     fixed_landmarks: Landmarks | None = None,
     moving_landmarks: Landmarks | None = None,
+    use_landmarks: bool = False,
     initial: str | os.PathLike[str] | np.ndarray = "auto",
     device: str = "auto",
     memory_budget: int | None = None,
@@ -132,7 +133,8 @@ def register(
         fixed_labels, moving_labels: segmentations. Moving labels are warped along; both give Dice. Not used to
             register.
         fixed_landmarks, moving_landmarks: CSV files or `[P, d]` tensors, RAS millimetres, for the error. Not used to
-            register.
+            register unless `use_landmarks`.
+        use_landmarks: let the landmarks pull beside the images; their error is then no measure of accuracy.
         initial: `"auto"` aligns affinely first; `"identity"` starts from the images as they lie in the world; or an ITK
             transform's path, or a `[d + 1, d + 1]` matrix from fixed to moving points, RAS millimetres.
         device: `"auto"`, `"cpu"` or `"cuda"`.
@@ -156,6 +158,7 @@ def register(
     """
     clock, started = _Clock(), time.perf_counter()
     _check_choices(preset, method, device, contrast, refine, symmetric)
+    _check_landmarks(use_landmarks, fixed_landmarks is not None, method, refine, symmetric)
     torch.manual_seed(seed)
     with warnings.catch_warnings(record=True) as caught, _deterministic(deterministic):
         warnings.simplefilter("always")
@@ -175,6 +178,7 @@ def register(
             if contrast == "other":
                 images = images[0], match_contrast(*images, world)
         levels, inverse = [], None
+        marks = _marks(pair, world) if use_landmarks else None
         first, inner = _domain(*images, world)
         displacement = _inside(displacement, first, inner.grid.shape)
         classical, features = () if symmetric else chosen.levels, None
@@ -195,7 +199,7 @@ def register(
             with clock.stage(f"level {number}"):
                 label = f"level {number}/{len(classical)}"
                 displacement, report = _solve_level(
-                    (inner, images[1]), world, displacement, level, chosen, label, progress, features
+                    (inner, images[1]), world, displacement, level, chosen, label, progress, features, marks
                 )
                 levels.append(report)
         with clock.stage("resample"):
@@ -210,6 +214,7 @@ def register(
         "method": method,
         "refine": refine,
         "symmetric": symmetric,
+        "use_landmarks": use_landmarks,
         "contrast": contrast,
         "initial": str(initial),
         "device": str(where),
@@ -261,6 +266,15 @@ def _check_choices(preset: str, method: str, device: str, contrast: str, refine:
         raise ValueError(f"symmetric needs method variational, got {method}")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device cuda was asked for, but torch sees no GPU here; use --device cpu, or auto")
+
+
+def _check_landmarks(wanted: bool, given: bool, method: str, refine: bool, symmetric: bool) -> None:
+    if wanted and not given:
+        raise ValueError("use_landmarks needs landmarks of both images, got none")
+    if wanted and (symmetric or (method == "equilibrium" and not refine)):
+        raise ValueError(
+            "use_landmarks needs the classical update that starts from fixed: not symmetric, and with refine"
+        )
 
 
 def _device(name: str) -> torch.device:
@@ -413,6 +427,14 @@ def _initial(
     return forth @ square_root(torch.linalg.inv(forth) @ torch.linalg.inv(back))[0], none
 
 
+def _marks(pair: _Pair, world: Tensor) -> tuple[Tensor, Tensor]:
+    """Fixed landmarks, and where the affine map takes moving ones from: what the field has to bring together."""
+    assert pair.fixed_landmarks is not None
+    assert pair.moving_landmarks is not None
+    dims, back = pair.fixed.dimensions, torch.linalg.inv(world)
+    return pair.fixed_landmarks.double(), pair.moving_landmarks.double() @ back[:dims, :dims].T + back[:dims, dims]
+
+
 def _split_field(start: DisplacementField, grid: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
     """A field on the grid as the affine world map nearest to it, and what is left, in voxels of the grid.
 
@@ -471,12 +493,17 @@ def _solve_level(
     label: str,
     progress: Callback | None,
     features: tuple[Tensor, Tensor] | None,
+    marks: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, LevelReport]:
     """The equilibrium on one level, started from the coarser one's."""
     fixed, moving = images
     shape, field_shape = level_shapes(fixed.grid, level, preset)
     grid = fixed.grid.resized(shape)
     pulled = moving.at(min(fixed.grid.spacing) * level.factor)
+    landmarks = None
+    if marks is not None:
+        points, reached = (grid.resized(field_shape).to_voxels(side)[None] for side in marks)
+        landmarks = points, reached - points
     update = VariationalUpdate(
         resize(fixed.data, grid.shape),
         pulled.data,
@@ -485,6 +512,7 @@ def _solve_level(
         spacing=grid.spacing,
         affine=grid.map_to(pulled.grid, world),
         features=None if features is None else (resize(features[0], field_shape), resize(features[1], field_shape)),
+        landmarks=landmarks,
     )
     return solve_level(update, resize_displacement(displacement, field_shape), level, preset, grid, label, progress)
 

@@ -131,6 +131,29 @@ def test_learned_update_and_its_refinement() -> None:
     assert learned.report()["folding_percent"] == 0
 
 
+def test_landmarks_are_used_where_asked() -> None:
+    image = texture(32, 30, 36)[0, 0]
+    image[:, :, 16:] = 0.5  # where the images say nothing
+    points = torch.tensor([[16.0, 15.0, 26.0], [16.0, 15.0, 6.0]])
+    moved = points + torch.tensor([[2.0, 0, 0], [0, 0, 0]])
+    errors = []
+    for use in (False, True):
+        done = deqreg.register(
+            image, image, fixed_landmarks=points, moving_landmarks=moved, use_landmarks=use, initial="identity"
+        )
+        errors.append(done.accuracy()["tre_mm"]["after"]["max"])
+    assert errors[0] > 1.9
+    assert errors[1] < 0.5 * errors[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"symmetric": True}, {"preset": "brain", "method": "equilibrium"}])
+def test_landmarks_need_what_they_pull(options: dict) -> None:
+    points = {} if not options else {"fixed_landmarks": torch.ones(1, 3), "moving_landmarks": torch.ones(1, 3)}
+    image = torch.rand(8, 8, 8)
+    with pytest.raises(ValueError, match="use_landmarks needs"):
+        deqreg.register(image, image, use_landmarks=True, **points, **options)
+
+
 def test_same_bits_again() -> None:
     fixed, moving, _ = pair(32, 30, 36)
     results = [deqreg.register(fixed, moving, deterministic=True).displacement for _ in range(2)]

@@ -68,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{role}-mask", metavar="FILE", help=f"above 0 where to look in the {role} image")
         parser.add_argument(f"--{role}-labels", metavar="FILE", help=f"segmentation of the {role} image, for Dice")
         parser.add_argument(f"--{role}-landmarks", metavar="FILE", help="CSV with the header x,y,z, RAS mm, for errors")
+    parser.add_argument("--use-landmarks", action="store_true", help="let the landmarks pull beside the images")
     parser.add_argument(
         "--initial",
         default="auto",
@@ -117,6 +118,7 @@ def _register(args: argparse.Namespace) -> Registration:
             moving_labels=args.moving_labels,
             fixed_landmarks=args.fixed_landmarks,
             moving_landmarks=args.moving_landmarks,
+            use_landmarks=args.use_landmarks,
             initial=args.initial,
             device=args.device,
             memory_budget=args.memory_budget,

@@ -6,7 +6,7 @@ from deqreg.spatial.grid import Grid
 from deqreg.spatial.intensity import scale_intensities
 from deqreg.spatial.inverse import invert, invert_points
 from deqreg.spatial.pyramid import level_shape, pyramid
-from deqreg.spatial.resample import pull, resample, resize, resize_displacement, sample
+from deqreg.spatial.resample import pull, resample, resize, resize_displacement, sample, scatter
 
 __all__ = [
     "AffineStage",
@@ -25,4 +25,5 @@ __all__ = [
     "resize_displacement",
     "sample",
     "scale_intensities",
+    "scatter",
 ]

@@ -139,9 +139,32 @@ def sample(field: Tensor, points: Tensor) -> Tensor:
     >>> sample(ramp, torch.tensor([[[0.0, 1.5]]])).tolist()
     [[[1.5, 1.5]]]
     """
-    dims = points.shape[-1]
-    # `warp` adds the index of the output voxel to where it samples: the points lie along its first axis
+    return ops.warp(field, _along_first_axis(points.to(field))).flatten(2).mT
+
+
+def scatter(values: Tensor, points: Tensor, shape: Sequence[int]) -> Tensor:
+    """Vectors at any points added into a field: the adjoint of `sample`.
+
+    Args:
+        values: `[N, P, d]`.
+        points: `[N, P, d]`, in voxels of the field's grid.
+        shape: the field's spatial shape.
+
+    Returns:
+        `[N, d, *shape]`.
+
+    >>> import torch
+    >>> scatter(torch.ones(1, 1, 2), torch.tensor([[[0.0, 1.5]]]), (2, 4))[0, 0].tolist()
+    [[0.0, 0.5, 0.5, 0.0], [0.0, 0.0, 0.0, 0.0]]
+    """
+    where = _along_first_axis(points.to(values))
+    return ops.splat(values.mT.reshape(where.shape).contiguous(), where, shape)
+
+
+def _along_first_axis(points: Tensor) -> Tensor:
+    """A displacement `[N, d, P, 1, ...]` under which a grid of P voxels along its first axis falls on the points."""
+    dims = points.shape[2]
     index = torch.zeros(dims, points.shape[1])
     index[0] = torch.arange(points.shape[1])
-    where = points.to(field).mT - index.to(field)
-    return ops.warp(field, where.reshape(*where.shape, *[1] * (dims - 1)).contiguous()).flatten(2).mT
+    where = points.mT - index.to(points)
+    return where.reshape(*where.shape, *[1] * (dims - 1)).contiguous()
