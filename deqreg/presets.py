@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from deqreg.nets import Lncc, Variational
 from deqreg.spatial import AffineStage
@@ -35,7 +35,6 @@ class Preset:
         memory: of Anderson's acceleration.
         tol: a level is done when a step changes the field by less than this, in its voxels, root mean square.
         self_similarity: whether descriptors of local structure pull beside the similarity, where learned ones do not.
-        match_contrast: whether each level compares each image with the other brought to its contrast.
         weights: of the learned method, the name of a file in `deqreg/weights`, where there are any.
     """
 
@@ -57,7 +56,6 @@ class Preset:
     # on a known field the error falls from 0.56 to 0.53 mm between 0.005 and 0.002, and by 0.01 more at twice the steps
     tol: float = 0.002
     self_similarity: bool = False
-    match_contrast: bool = False
     weights: str | None = None
 
 
@@ -75,10 +73,6 @@ BRAIN = Preset(
     weights="brain",
 )
 
-# Heads in two contrasts, T2 or FLAIR to T1: as for brains, but the correlation compares like with like, and descriptors
-# that no contrast changes see what one curve of intensities cannot tell.
-CONTRAST = replace(BRAIN, name="contrast", self_similarity=True, match_contrast=True, weights=None)
-
 # The same person twice, or nothing known: motion is smooth, and noise, taken to be 3 % of the range, no reason to move.
 GENERIC = Preset(
     "generic",
@@ -86,11 +80,11 @@ GENERIC = Preset(
 )
 
 # Breathing moves vessels by centimetres, and neighbouring ones a little differently. Vessels are thinner than the
-# correlation's window: descriptors of what is next to what place them better, and let the field be smoother.
+# correlation's window: descriptors of what lies next to what place them better.
 LUNG = Preset(
     "lung",
     method=Variational(similarity=Lncc(epsilon=1e-3), step=3.0, smooth_update=1.25, smooth_field=0.5, guidance=1.0),
     self_similarity=True,
 )
 
-PRESETS = {preset.name: preset for preset in (BRAIN, CONTRAST, LUNG, GENERIC)}
+PRESETS = {preset.name: preset for preset in (BRAIN, LUNG, GENERIC)}

@@ -1,11 +1,12 @@
-"""Grids in the world, resampling between them, pyramids, and affine alignment."""
+"""Grids in the world, resampling between them, pyramids, affine alignment, and contrast."""
 
 from deqreg.spatial.affine import AffineStage, Image, align
-from deqreg.spatial.contrast import match_contrast
+from deqreg.spatial.contrast import contrast_is_reversed, match_contrast
 from deqreg.spatial.grid import Grid
 from deqreg.spatial.intensity import scale_intensities
+from deqreg.spatial.inverse import invert, invert_points
 from deqreg.spatial.pyramid import level_shape, pyramid
-from deqreg.spatial.resample import pull, resample, resize, resize_displacement, sample
+from deqreg.spatial.resample import pull, resample, resize, resize_displacement, sample, scatter
 from deqreg.spatial.self_similarity import self_similarity
 
 __all__ = [
@@ -13,6 +14,9 @@ __all__ = [
     "Grid",
     "Image",
     "align",
+    "contrast_is_reversed",
+    "invert",
+    "invert_points",
     "level_shape",
     "match_contrast",
     "pull",
@@ -22,5 +26,6 @@ __all__ = [
     "resize_displacement",
     "sample",
     "scale_intensities",
+    "scatter",
     "self_similarity",
 ]

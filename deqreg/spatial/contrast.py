@@ -1,80 +1,93 @@
-"""One image in the contrast of another."""
+"""One image in the contrast of another, so that they can be compared voxel by voxel."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-_KNOTS = 24  # tissues differ by more than a twenty-fourth of the range, and noise does not
-# Weight of the curve's bends against a knot's average share of voxels: knots that hardly a voxel falls on follow their
-# neighbours, the others their voxels. The second keeps an image of a single value solvable.
-_BEND, _RIDGE = 1e-3, 1e-9
+from deqreg.spatial.affine import Image
+from deqreg.spatial.intensity import scale_intensities
+from deqreg.spatial.resample import resample
+
+# Fine enough for the peaks of tissue, coarse enough for thousands of voxels in each; smoothed over two of them.
+_BINS, _SMOOTH = 64, 2.0
 
 
-def match_contrast(image: Tensor, seen: Tensor, reference: Tensor) -> Tensor:
-    """An image with the intensities that another one has, on average, at the same places.
-
-    `t(image)`, the piecewise linear curve `t` that minimises `sum_x (t(seen(x)) - reference(x))^2`, the conditional
-    mean of the reference given an intensity: T2 becomes a T1 as well as one intensity can tell.
+def contrast_is_reversed(fixed: Image, moving: Image, world: Tensor) -> bool:
+    """Whether bright in one image is dark in the other, as in T1 and T2: their correlation is negative.
 
     Args:
-        image: what is changed, `[N, 1, *S_image]`, intensities in [0, 1].
-        seen: the same image where it meets the reference, `[N, 1, *S]`.
-        reference: `[N, 1, *S]`.
+        fixed: the image that stays.
+        moving: the image to compare.
+        world: `[d + 1, d + 1]`, fixed to moving points, RAS millimetres, under which they are about aligned.
 
     Returns:
-        `[N, 1, *S_image]`.
+        Where both show something, over their foregrounds or masks; False where they have nothing in common.
 
-    Raises:
-        ValueError: the shapes disagree.
-
-    Reference: Roche et al., The correlation ratio, MICCAI 1998 (LNCS 1496:1115-1124), and, for a polynomial, Guimond et
-    al., Adaptive intensity corrections, IEEE TMI 2001 (20:58-69).
-
-    >>> import torch
-    >>> image = torch.linspace(0, 1, 100).view(1, 1, 10, 10)
-    >>> torch.allclose(match_contrast(image, image, 1 - 0.5 * image), 1 - 0.5 * image, atol=1e-4)
+    >>> from deqreg.spatial import Grid
+    >>> grid, ramp = Grid((4, 4), torch.eye(3, dtype=torch.float64)), torch.linspace(0, 1, 16).view(1, 1, 4, 4)
+    >>> contrast_is_reversed(Image(1 - ramp, grid), Image(ramp, grid), torch.eye(3, dtype=torch.float64))
     True
     """
-    if seen.shape != reference.shape or seen.shape[1] != 1 or image.shape[:2] != seen.shape[:2]:
-        raise ValueError(
-            f"seen and reference must be [N, 1, *S] of one shape and image [N, 1, *S_image], got {list(seen.shape)}, "
-            f"{list(reference.shape)} and {list(image.shape)}"
-        )
-    pairs = zip(image, seen, reference, strict=True)
-    return torch.stack([_on_curve(one, _curve(s, r).to(one)) for one, s, r in pairs])
+    f, m = _where_both_show(fixed, moving, world)
+    return f.numel() > 1 and float(((f - f.mean()) * (m - m.mean())).sum()) < 0
 
 
-def _place(image: Tensor) -> tuple[Tensor, Tensor]:
-    """The knot below each intensity, and how far it lies past that, in knots."""
-    position = image.clamp(0, 1) * (_KNOTS - 1)
-    below = position.floor().clamp_(max=_KNOTS - 2)
-    return below.long(), position - below
+def match_contrast(fixed: Image, moving: Image, world: Tensor) -> Image:
+    """The moving image with each intensity replaced by what the fixed image shows there on average.
+
+    `moving'(x) = E[fixed | moving = moving(x)]`, over the voxels where both show something: the map whose residual the
+    correlation ratio measures. Background stays the darkest, what lies outside of a mask flat; the whole is scaled to
+    [0, 1] as the images are.
+
+    Args:
+        fixed: the image whose contrast is taken.
+        moving: the image to change.
+        world: `[d + 1, d + 1]`, fixed to moving points, RAS millimetres, under which they are about aligned.
+
+    Returns:
+        The moving image, on its grid; unchanged where the two have nothing in common.
+
+    Reference: Roche et al., The correlation ratio as a new similarity measure for multimodal image registration,
+    MICCAI 1998, eq. 3.
+
+    >>> from deqreg.spatial import Grid
+    >>> grid = Grid((40, 40), torch.eye(3, dtype=torch.float64))
+    >>> ramp = torch.linspace(0, 1, 1600).view(1, 1, 40, 40)
+    >>> matched = match_contrast(Image(1 - ramp, grid), Image(ramp, grid), torch.eye(3, dtype=torch.float64))
+    >>> bool((matched.data - (1 - ramp))[ramp > 0].abs().max() < 0.05)
+    True
+    """
+    f, m = _where_both_show(fixed, moving, world)
+    if f.numel() == 0:
+        return moving
+    low, high = (float(q) for q in torch.quantile(m[:: max(1, m.numel() // 1_000_000)], m.new_tensor([0.005, 0.995])))
+    width = max(high - low, 1e-6) / _BINS
+    index = ((m - low) / width).clamp_(0, _BINS - 1).long()
+    count, total = (m.new_zeros(_BINS).index_add_(0, index, values) for values in (torch.ones_like(f), f))
+    offsets = torch.arange(_BINS, device=m.device, dtype=m.dtype)
+    weights = torch.exp(-((offsets[:, None] - offsets) ** 2) / (2 * _SMOOTH**2))
+    means = (weights @ total) / (weights @ count).clamp_min(1e-6)
+    place = ((moving.data - low) / width - 0.5).clamp_(0, _BINS - 1.001)
+    below = place.long()
+    seen = torch.lerp(means[below], means[below + 1], place - below)
+    shown = _foreground(moving.data, moving.mask)
+    # averages span less than the range: stretched again, lest the similarity take what is left for noise
+    inside = None if moving.mask is None else moving.mask[0, 0]
+    stretched = scale_intensities(torch.where(shown, seen, 0.0)[0, 0], inside)
+    return replace(moving, data=stretched[None, None])
 
 
-def _curve(seen: Tensor, reference: Tensor) -> Tensor:
-    """The curve's values at its knots, `[_KNOTS]`, float64: least squares, by its tridiagonal normal equations."""
-    below, past = (part.flatten() for part in _place(seen))
-    past, wanted = past.double(), reference.flatten().double()
-
-    def total(weight: Tensor) -> Tensor:
-        return torch.bincount(below, weight, minlength=_KNOTS - 1)
-
-    normal, right = past.new_zeros(_KNOTS, _KNOTS), past.new_zeros(_KNOTS)
-    main, beside = normal.diagonal(), total(past * (1 - past))
-    main[:-1] += total((1 - past).square())
-    main[1:] += total(past.square())
-    normal.diagonal(1).copy_(beside)
-    normal.diagonal(-1).copy_(beside)
-    right[:-1] += total((1 - past) * wanted)
-    right[1:] += total(past * wanted)
-    bend = torch.eye(_KNOTS, dtype=normal.dtype, device=normal.device).diff(n=2, dim=0)
-    share = len(wanted) / _KNOTS
-    normal += share * (_BEND * bend.T @ bend)
-    main += share * _RIDGE
-    return torch.linalg.solve(normal, right)
+def _foreground(data: Tensor, mask: Tensor | None) -> Tensor:
+    return data > data.min() if mask is None else mask > 0
 
 
-def _on_curve(image: Tensor, values: Tensor) -> Tensor:
-    below, past = _place(image)
-    return torch.lerp(values[below], values[below + 1], past)
+def _where_both_show(fixed: Image, moving: Image, world: Tensor) -> tuple[Tensor, Tensor]:
+    """Intensities `[K]` of both images at the fixed voxels that are foreground, or inside of the masks, of both."""
+    image = resample(moving.data, moving.grid, fixed.grid, world)
+    shown = _foreground(moving.data, moving.mask).to(moving.data)
+    shown = resample(shown, moving.grid, fixed.grid, world, interpolation="nearest", padding="zeros") > 0
+    both = shown & _foreground(fixed.data, fixed.mask)
+    return fixed.data[both], image[both]

@@ -7,6 +7,7 @@ from torch import Tensor
 from deqreg import ops
 from deqreg.equilibrium import Anderson, Picard, fixed_point
 from deqreg.nets import Lncc, MeanSquares, Variational, VariationalUpdate
+from deqreg.spatial import sample
 
 
 def texture(*shape: int, seed: int = 0) -> Tensor:
@@ -213,14 +214,20 @@ def test_features_on_another_grid_than_the_field_are_refused() -> None:
         VariationalUpdate(image, image, Variational(), features=(features, features))
 
 
-@pytest.mark.parametrize("similarity", [Lncc(), MeanSquares()])
-@pytest.mark.parametrize("masked", [False, True])
-def test_channels_pull_by_their_mean(similarity: Lncc | MeanSquares, masked: bool) -> None:
-    fixed, moving = ([texture(12, 10, seed=s) for s in seeds] for seeds in ((0, 1), (2, 3)))
-    mask = (texture(12, 10, seed=4) > 0.4).float() if masked else None
-    method, u = Variational(similarity=similarity), 0.3 * bump(12, 10)
-    each = [VariationalUpdate(f, m, method, mask=mask) for f, m in zip(fixed, moving, strict=True)]
-    expected = sum(update.force(u) for update in each) / 2
-    both = VariationalUpdate(torch.cat(fixed, dim=1), torch.cat(moving, dim=1), method, mask=mask)
-    torch.testing.assert_close(both.force(u), expected, rtol=1e-4, atol=1e-6 * float(expected.abs().max()))
-    torch.testing.assert_close(both.similarity, (each[0].similarity + each[1].similarity) / 2)
+@pytest.mark.parametrize("spacing", [(1.0, 1.0), (1.0, 3.0)])
+def test_landmarks_pull_where_the_images_do_not(spacing: tuple[float, float]) -> None:
+    flat = torch.full((1, 1, 40, 36), 0.5)
+    points = torch.tensor([[[20.0, 18.0], [8.0, 9.0]]])
+    wanted = torch.tensor([[[2.0, -1.0], [0.0, 0.0]]])
+    method = Variational(step=4.0, smooth_field=0.2)
+    update = VariationalUpdate(flat, flat, method, spacing=spacing, landmarks=(points, wanted))
+    solution = fixed_point(update, torch.zeros(1, 2, 40, 36), solver=Anderson(max_steps=100, tol=1e-3, norm="rms"))
+    assert isinstance(solution.value, Tensor)
+    found = sample(solution.value, points)
+    assert (found - wanted).norm(dim=2)[0, 0] < 0.3 * wanted.norm(dim=2)[0, 0]
+    assert found[0, 1].norm() < 0.1
+
+
+def test_landmarks_must_be_points_of_the_field() -> None:
+    with pytest.raises(ValueError, match=r"landmarks must be \[1, P, 2\], got \[4, 2\]"):
+        VariationalUpdate(texture(8, 8), texture(8, 8), Variational(), landmarks=(torch.ones(4, 2), torch.ones(4, 2)))
