@@ -34,7 +34,8 @@ class Preset:
         coarsening: voxel edge of the field, in edges of the level's images.
         memory: of Anderson's acceleration.
         tol: a level is done when a step changes the field by less than this, in its voxels, root mean square.
-        self_similarity: whether descriptors of local structure pull beside the similarity, where learned ones do not.
+        self_similarity: whether descriptors of local structure pull beside the similarity on the finest level, where
+            learned features do not.
         weights: of the learned method, the name of a file in `deqreg/weights`, where there are any.
     """
 

@@ -368,6 +368,8 @@ def _fit_budget(preset: Preset, pair: _Pair, budget: int | None, sides: int) -> 
         return preset
     grid = _grid(pair.fixed)
     fields = _FIELD_COPIES + 2 * preset.memory
+    if preset.self_similarity:  # 2 d (d - 1) channels of two images, d of which are a field
+        fields += 4 * (grid.dims - 1)
 
     def needed(level: Level) -> int:
         shape, field_shape = level_shapes(grid, level, preset)
@@ -503,7 +505,7 @@ def _solve_level(
     pulled, seen = moving.at(min(fixed.grid.spacing) * level.factor), resize(fixed.data, grid.shape)
     if features is not None:
         features = resize(features[0], field_shape), resize(features[1], field_shape)
-    elif preset.self_similarity:
+    elif preset.self_similarity and level is preset.levels[-1]:
         beside = resample(pulled.data, pulled.grid, grid, world)
         features = self_similarity(seen, field_shape), self_similarity(beside, field_shape)
     landmarks = None
