@@ -28,7 +28,7 @@ def solve_learned(
     weights: str,
     similarity: Similarity,
     progress: Callable[[Progress], None] | None = None,
-) -> tuple[Tensor, LevelReport]:
+) -> tuple[Tensor, LevelReport, tuple[Tensor, Tensor]]:
     """The equilibrium of the learned update.
 
     Args:
@@ -40,7 +40,7 @@ def solve_learned(
         progress: called when it is done.
 
     Returns:
-        The displacement in voxels of the network's grid, and how it went.
+        The displacement in voxels of the network's grid, how it went, and the features of fixed and moving there.
 
     Raises:
         ValueError: the weights are for images of another number of axes.
@@ -53,7 +53,8 @@ def solve_learned(
     grid = fixed.grid.resized(level_shape(fixed.grid, facts["spacing"]))
     pair = resize(fixed.data, grid.shape), resample(moving.data, moving.grid, grid, world)
     start = resize_displacement(displacement, grid.shape)
-    u, solution = net(*pair, start=start)
+    features = net.encoder(pair[0]), net.encoder(pair[1])
+    u, solution = net(*pair, start=start, features=features)
     before, after = (
         float(similarity.value_and_gradient(pair[0], ops.warp(pair[1], field), None)[0][0]) for field in (start, u)
     )
@@ -62,7 +63,7 @@ def solve_learned(
     residuals = tuple(solution.residuals[:, 0].tolist())
     if progress is not None:
         progress(Progress("learned", steps, SOLVERS[-1].max_steps, residuals[-1], after, grid.shape))
-    return u, LevelReport(
+    report = LevelReport(
         shape=grid.shape,
         field_shape=grid.shape,
         spacing=grid.spacing,
@@ -75,3 +76,4 @@ def solve_learned(
         jacobian_range=(float(low), float(high)),
         seconds=time.perf_counter() - started,
     )
+    return u, report, features

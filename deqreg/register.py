@@ -165,21 +165,20 @@ def register(
         levels = []
         first, inner = _domain(*images, world)
         displacement = _inside(displacement, first, inner.grid.shape)
-        classical = chosen.levels
+        classical, features = chosen.levels, None
         if weights is not None:
             with clock.stage("learned"):
-                displacement, report = solve_learned(
+                displacement, report, features = solve_learned(
                     (inner, images[1]), world, displacement, weights, chosen.method.similarity, progress
                 )
                 levels.append(report)
-            # the learned level knows labels, which the classical update there would undo; it goes on where it is finer
-            finest = 0.8 * min(report.spacing) / min(inner.grid.spacing)
-            classical = tuple(level for level in classical if refine and level.factor < finest)
+            # from the coarsest level again: what the learned features pull at there, the field has to have room for
+            classical = classical if refine else ()
         for number, level in enumerate(classical, 1):
             with clock.stage(f"level {number}"):
                 label = f"level {number}/{len(classical)}"
                 displacement, report = _solve_level(
-                    (inner, images[1]), world, displacement, level, chosen, label, progress
+                    (inner, images[1]), world, displacement, level, chosen, label, progress, features
                 )
                 levels.append(report)
         with clock.stage("resample"):
@@ -452,6 +451,7 @@ def _solve_level(
     preset: Preset,
     label: str,
     progress: Callback | None,
+    features: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, LevelReport]:
     """The equilibrium on one level, started from the coarser one's."""
     started = time.perf_counter()
@@ -466,6 +466,7 @@ def _solve_level(
         field=field_shape,
         spacing=grid.spacing,
         margin=margin,
+        features=None if features is None else (resize(features[0], field_shape), resize(features[1], field_shape)),
     )
     u = resize_displacement(displacement, field_shape)
     similarities: list[float] = []

@@ -95,13 +95,16 @@ class DEQReg(nn.Module):
         """The arguments that rebuild this network, but for the solver and the adjoint; plain values."""
         return dict(self._arguments)
 
-    def forward(self, fixed: Tensor, moving: Tensor, start: Tensor | None = None) -> tuple[Tensor, Solution]:
+    def forward(
+        self, fixed: Tensor, moving: Tensor, start: Tensor | None = None, features: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Solution]:
         """Register.
 
         Args:
             fixed: `[N, 1, *S]`, scaled to [0, 1].
             moving: as fixed.
             start: a displacement to start from, `[N, d, *S]`, in voxels; zero where it is not given.
+            features: what the encoder made of both, where that is at hand.
 
         Returns:
             The displacement `[N, d, *S]`, in voxels, and the last level's solution.
@@ -109,13 +112,13 @@ class DEQReg(nn.Module):
         Raises:
             ValueError: when a shape breaks this contract.
         """
-        f, z0 = self.prepare(fixed, moving, start)
+        f, z0 = self.prepare(fixed, moving, start, features)
         solution = fixed_point(f, z0, solver=self.solver, adjoint=self.adjoint)
         u, hidden = solution.value
         return self.displacement((u, hidden), fixed.shape[2:]), solution
 
     def prepare(
-        self, fixed: Tensor, moving: Tensor, start: Tensor | None = None
+        self, fixed: Tensor, moving: Tensor, start: Tensor | None = None, features: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Callable[[State], State], State]:
         """The last level's update of this pair, with its gradients to the weights, and the state it starts from.
 
@@ -123,7 +126,8 @@ class DEQReg(nn.Module):
         """
         if moving.shape != fixed.shape:
             raise ValueError(f"moving must be as fixed, {list(fixed.shape)}, got {list(moving.shape)}")
-        features = self.encoder(fixed), self.encoder(moving)
+        if features is None:
+            features = self.encoder(fixed), self.encoder(moving)
         update, state = self._level(features, (fixed, moving), self.strides[0])
         if start is not None:
             state = self._on_level(start, state[0].shape[2:]), state[1]

@@ -75,6 +75,7 @@ class Variational:
         longest_step: displacement that no step exceeds.
         smooth_update: standard deviation of the Gaussian on each step: how local a motion may be.
         smooth_field: standard deviation of the Gaussian on the field after each step: how strongly it is regularised.
+        guidance: weight of learned features' squared distance, where there are any, against the similarity.
     """
 
     similarity: Similarity = field(default_factory=Lncc)
@@ -82,12 +83,16 @@ class Variational:
     longest_step: float = 0.25
     smooth_update: float = 1.5
     smooth_field: float = 0.5
+    # of unit vectors, with forces of images in [0, 1]: 1, 2 and 4 leave brains about as much alike (docs/method.md)
+    guidance: float = 2.0
 
     def __post_init__(self) -> None:
         """Check the numbers."""
         for name in ("step", "longest_step"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.guidance < 0:
+            raise ValueError(f"guidance must not be negative, got {self.guidance}")
         for name in ("smooth_update", "smooth_field"):
             if not 0 <= getattr(self, name) <= ops.MAX_SIGMA:
                 raise ValueError(f"{name} must be in 0 ... {ops.MAX_SIGMA:.1f}, got {getattr(self, name)}")
@@ -112,6 +117,9 @@ class VariationalUpdate:
     and most of what a step costs becomes an eighth. The images see it interpolated, `P u`, and `dS/du = P^T dS/d(Pu)`,
     a mean over the image's voxels rather than a sum.
 
+    Learned features `F` and `M` of the two images, where they are given, pull beside the similarity:
+    `-w |F - M o u|^2 / 2` is added to it at the field's voxels, `w` being the guidance.
+
     Args:
         fixed: `[N, 1, *S]`, scaled to about [0, 1].
         moving: `[N, 1, *S + 2 margin]`, in the same contrast units.
@@ -120,6 +128,7 @@ class VariationalUpdate:
         spacing: voxel edges of fixed, any unit; forces and smoothing are isotropic in it.
         margin: voxels by which moving extends past the fixed grid at both ends of each axis.
         mask: `[N, 1, *S]`, where the similarity counts, or None.
+        features: of fixed and of moving, `[N, C, *field]` each, or None.
 
     Raises:
         ValueError: when shapes disagree.
@@ -144,6 +153,7 @@ class VariationalUpdate:
         spacing: Sequence[float] | None = None,
         margin: Sequence[int] | None = None,
         mask: Tensor | None = None,
+        features: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         dims = fixed.ndim - 2
         margin = [0] * dims if margin is None else list(margin)
@@ -154,6 +164,10 @@ class VariationalUpdate:
         self.shape = tuple(fixed.shape[2:] if field is None else field)
         if len(self.shape) != dims:
             raise ValueError(f"field must be {dims} sizes, got {list(self.shape)}")
+        for learned in features or ():
+            if learned.shape[2:] != self.shape:
+                raise ValueError(f"features must be [N, C, *{list(self.shape)}], got {list(learned.shape)}")
+        self.features = features
         self.similarity = fixed.new_zeros(fixed.shape[0])
         edges = torch.tensor([1.0] * dims if spacing is None else list(spacing), dtype=torch.float64)
         self._ratio = torch.tensor([n / m for n, m in zip(fixed.shape[2:], self.shape, strict=True)]).to(edges)
@@ -196,7 +210,15 @@ class VariationalUpdate:
             force = ops.resize_adjoint(force, self.shape)
         if self._force_unit is not None:
             force.mul_(self._force_unit)
+        if self.features is not None:
+            force.add_(self._pull_of_features(displacement), alpha=self.method.guidance)
         return ops.gaussian(force, self._sigma_update)
+
+    def _pull_of_features(self, displacement: Tensor) -> Tensor:
+        """`-d/du |F - M o u|^2 / 2`."""
+        assert self.features is not None
+        fixed, moving = self.features
+        return ops.warp_gradient(moving, displacement, fixed - ops.warp(moving, displacement))
 
     def step(self, displacement: Tensor) -> Tensor:
         """The step the force asks for, `[N, d, *field]`, in voxels of the field, bounded."""

@@ -155,3 +155,32 @@ def test_masked_voxels_do_not_pull() -> None:
 def test_errors_state_the_contract(make: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()  # type: ignore[operator]
+
+
+def test_features_pull_where_images_do_not() -> None:
+    shape = (32, 30)
+    features, truth = torch.cat([texture(*shape, seed=s) for s in range(3)], dim=1), bump(*shape)
+    flat = torch.zeros(1, 1, *shape)
+    update = VariationalUpdate(flat, flat, Variational(guidance=50.0), features=(ops.warp(features, truth), features))
+    u = fixed_point(update, torch.zeros_like(truth), solver=Anderson(max_steps=60, tol=1e-3, norm="rms")).value
+    assert isinstance(u, Tensor)
+    inside = truth.norm(dim=1) > 0.5
+    # the bound of the test with images: most of the deformation is found
+    assert (u - truth).norm(dim=1)[inside].mean() < 0.4 * truth.norm(dim=1)[inside].mean()
+
+
+def test_force_of_features_is_the_gradient_of_their_distance() -> None:
+    features = [torch.cat([texture(12, 10, seed=s) for s in seeds], dim=1).double() for seeds in ((0, 1), (2, 3))]
+    flat, guidance = torch.zeros(1, 1, 12, 10, dtype=torch.float64), 3.0
+    method = Variational(guidance=guidance, smooth_update=0.2, longest_step=0.25)
+    update = VariationalUpdate(flat, flat, method, features=(features[0], features[1]))
+    u = bump(12, 10).double().requires_grad_()
+    distance = (features[0] - ops.warp(features[1], u)).square().sum() / 2
+    (gradient,) = torch.autograd.grad(distance, u)
+    torch.testing.assert_close(update.force(u.detach()), ops.gaussian(-guidance * gradient, 0.2))
+
+
+def test_features_on_another_grid_than_the_field_are_refused() -> None:
+    image, features = texture(12, 10), torch.zeros(1, 4, 6, 5)
+    with pytest.raises(ValueError, match=r"features must be \[N, C, \*\[12, 10\]\], got \[1, 4, 6, 5\]"):
+        VariationalUpdate(image, image, Variational(), features=(features, features))
