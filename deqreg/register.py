@@ -41,8 +41,6 @@ METHODS = ("variational", "equilibrium")
 Callback = Callable[[Progress], None]
 Landmarks = str | os.PathLike[str] | Tensor
 
-# The moving image reaches this share of the fixed grid past it, so that what lies outside can be pulled in.
-_MARGIN = 0.1
 # The field reaches so many of the fixed image's finest voxels past what there is to align: it has room to fade.
 _BORDER = 8
 # Smooths the kinks that linear interpolation leaves between the field's voxels, in voxels of the fixed image. Between
@@ -301,6 +299,8 @@ def _read_initial(initial: Any, pair: _Pair) -> str | np.ndarray | DisplacementF
     found = np.asarray(initial, dtype=np.float64) if isinstance(initial, np.ndarray) else io.read_transform(initial)
     if isinstance(found, np.ndarray) and found.shape != (dims + 1, dims + 1):
         raise ValueError(f"initial must be a [{dims + 1}, {dims + 1}] matrix for these images, got {list(found.shape)}")
+    if isinstance(found, np.ndarray) and abs(np.linalg.det(found)) < 1e-6:
+        raise ValueError(f"initial must be an invertible matrix, got determinant {np.linalg.det(found):g}")
     if isinstance(found, DisplacementField) and found.displacement.shape[0] != dims:
         raise ValueError(f"initial must be a {dims}-D transform for these images, got {found.displacement.shape[0]}-D")
     return found
@@ -458,14 +458,14 @@ def _solve_level(
     fixed, moving = images
     shape, field_shape = _level_shapes(fixed.grid, level, preset)
     grid = fixed.grid.resized(shape)
-    margin = [max(1, round(_MARGIN * n)) for n in grid.shape]
+    pulled = moving.at(min(fixed.grid.spacing) * level.factor)
     update = VariationalUpdate(
         resize(fixed.data, grid.shape),
-        resample(moving.data, moving.grid, grid.padded(margin), world),
+        pulled.data,
         preset.method,
         field=field_shape,
         spacing=grid.spacing,
-        margin=margin,
+        affine=grid.map_to(pulled.grid, world),
         features=None if features is None else (resize(features[0], field_shape), resize(features[1], field_shape)),
     )
     u = resize_displacement(displacement, field_shape)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from deqreg import metrics
 from deqreg.io import Volume
+from deqreg.quality import Quality, assess
 
 
 @dataclass(frozen=True)
@@ -133,25 +134,30 @@ class Registration:
             }
         return found
 
+    def quality(self) -> Quality:
+        """Whether this can be believed, told without labels or landmarks."""
+        mask = None if self.fixed_mask is None else self.fixed_mask.data
+        return assess(self.fixed, self.warped, self.displacement, self.affine, mask)
+
     def report(self) -> dict[str, Any]:
         """Everything that is a number or a sentence, ready for JSON.
 
         Returns:
-            Status, similarity, regularity, accuracy, levels, seconds, peak memory in bytes, settings, versions.
+            Status, verdict with its reasons and figures, similarity, accuracy, levels, seconds, peak memory in bytes,
+            settings, versions.
         """
-        mask = None if self.fixed_mask is None else self.fixed_mask.data
+        quality = self.quality()
         return {
             "status": self.status,
             "sentence": self.sentence,
             "similarity": {"before": self.similarity_before, "after": self.similarity_after},
-            "folding_percent": metrics.folding(self.displacement, self.fixed.matrix, mask),
-            "sd_log_jacobian": metrics.sd_log_jacobian(self.displacement, self.fixed.matrix, mask),
+            **asdict(quality),
             **self.accuracy(),
             "affine_ras_mm": np.asarray(self.affine).tolist(),
             "levels": [asdict(level) for level in self.levels],
             "seconds": self.seconds,
             "peak_memory_bytes": peak_memory(),
-            "warnings": list(self.warnings),
+            "warnings": [*self.warnings, *quality.reasons],
             "settings": self.settings,
             "versions": versions(),
         }

@@ -23,6 +23,7 @@ _COLUMNS = {
     "folding_percent": "{:.4f}",
     "sd_log_jacobian": "{:.3f}",
     "seconds": "{:.1f}",
+    "verdict": "{}",
 }
 _WIDTH = 16
 
@@ -33,7 +34,7 @@ def add(commands: Any) -> None:
         "evaluate",
         help="register the pairs of a data set and measure",
         description="Register the pairs of DATASET, a dataset.json in the layout of Learn2Reg or its folder, and print "
-        "Dice, landmark errors, folding, the spread of the log-Jacobian and seconds, for each pair and their means.",
+        "Dice, landmark errors, folding, the spread of the log-Jacobian, seconds and verdict by pair, and means.",
     )
     parser.add_argument("dataset", metavar="DATASET", help="dataset.json, or the folder that holds it")
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="write it as JSON too")
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     for fixed, moving in pairs:
         rows.append({"fixed": fixed.image.name, "moving": moving.image.name, **_measure(fixed, moving, args)})
         print(_line(f"{_stem(fixed)} <- {_stem(moving)}", _shown(rows[-1])), flush=True)
-    means = {name: _mean([row[name] for row in rows if name in row]) for name in _COLUMNS}
+    means = {name: _mean([row[name] for row in rows if name in row]) for name in _COLUMNS if name != "verdict"}
     means = {name: value for name, value in means.items() if value is not None}
     print(_line(f"mean of {len(rows)}", _shown(means)))
     if args.output is not None:
@@ -100,7 +101,7 @@ def _measure(fixed: Case, moving: Case, args: argparse.Namespace) -> dict[str, A
         fixed_landmarks=points[0] if marked else None,
         moving_landmarks=points[1] if marked else None,
     ).report()
-    row = {name: report[name] for name in ("status", "folding_percent", "sd_log_jacobian")}
+    row = {name: report[name] for name in ("status", "verdict", "folding_percent", "sd_log_jacobian")}
     row["seconds"] = report["seconds"]["total"]
     if "dice" in report:
         row |= {"dice_before": report["dice"]["before"], "dice": report["dice"]["after"]}

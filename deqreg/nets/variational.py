@@ -122,11 +122,12 @@ class VariationalUpdate:
 
     Args:
         fixed: `[N, 1, *S]`, scaled to about [0, 1].
-        moving: `[N, 1, *S + 2 margin]`, in the same contrast units.
+        moving: `[N, 1, *S_moving]`, in the same contrast units.
         method: how the update moves.
         field: the field's spatial shape; that of fixed if not given.
         spacing: voxel edges of fixed, any unit; forces and smoothing are isotropic in it.
-        margin: voxels by which moving extends past the fixed grid at both ends of each axis.
+        affine: `[A | t]`, `[d, d + 1]`, fixed voxels to moving voxels, applied after the displacement: moving is
+            interpolated once, in its own voxels. Not needed where both images lie on one grid.
         mask: `[N, 1, *S]`, where the similarity counts, or None.
         features: of fixed and of moving, `[N, C, *field]` each, or None.
 
@@ -151,15 +152,15 @@ class VariationalUpdate:
         *,
         field: Sequence[int] | None = None,
         spacing: Sequence[float] | None = None,
-        margin: Sequence[int] | None = None,
+        affine: Tensor | None = None,
         mask: Tensor | None = None,
         features: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         dims = fixed.ndim - 2
-        margin = [0] * dims if margin is None else list(margin)
-        expected = [*fixed.shape[:2], *(n + 2 * m for n, m in zip(fixed.shape[2:], margin, strict=True))]
-        if list(moving.shape) != expected:
-            raise ValueError(f"moving must be {expected} for a margin of {margin}, got {list(moving.shape)}")
+        if affine is None and moving.shape != fixed.shape:
+            raise ValueError(f"moving must be {list(fixed.shape)} without an affine map, got {list(moving.shape)}")
+        if affine is not None and list(affine.shape) != [dims, dims + 1]:
+            raise ValueError(f"affine must be [{dims}, {dims + 1}], got {list(affine.shape)}")
         self.fixed, self.moving, self.method, self.mask = fixed, moving, method, mask
         self.shape = tuple(fixed.shape[2:] if field is None else field)
         if len(self.shape) != dims:
@@ -178,10 +179,11 @@ class VariationalUpdate:
         self._force_unit = self._per_axis(edges.min() / edges / self._ratio.prod())
         self._step_unit = self._per_axis(1 / relative)
         self._to_image = self._per_axis(self._ratio)
-        self._shift: Tensor | None = None
-        if any(margin):
-            shift = torch.cat([torch.eye(dims), torch.tensor(margin, dtype=torch.float32)[:, None]], dim=1)
-            self._shift = shift.to(fixed).expand(fixed.shape[0], -1, -1).contiguous()
+        self._affine = None if affine is None else affine.to(fixed).expand(fixed.shape[0], -1, -1).contiguous()
+        # a force on moving voxels is one on fixed voxels by A^T; most images that lie side by side need no turn
+        self._turn: Tensor | None = None
+        if affine is not None and not torch.equal(affine[:, :dims].double(), torch.eye(dims, dtype=torch.float64)):
+            self._turn = affine[:, :dims].T.to(fixed)
 
     def _per_axis(self, factors: Tensor) -> Tensor | None:
         """Factors `[d]` ready to scale a field; None where there is nothing to scale."""
@@ -198,16 +200,18 @@ class VariationalUpdate:
 
     def warped(self, displacement: Tensor) -> Tensor:
         """The moving image under a displacement, `[N, 1, *S]`."""
-        return ops.warp(self.moving, self.on_image(displacement), affine=self._shift)
+        return ops.warp(self.moving, self.on_image(displacement), affine=self._affine)
 
     def force(self, displacement: Tensor) -> Tensor:
         """The smoothed gradient of the similarity by the displacement, `[N, d, *field]`, per finest edge of fixed."""
         fine = self.on_image(displacement)
-        warped = ops.warp(self.moving, fine, affine=self._shift)
+        warped = ops.warp(self.moving, fine, affine=self._affine)
         self.similarity, by_image = self.method.similarity.value_and_gradient(self.fixed, warped, self.mask)
-        force = ops.warp_gradient(self.moving, fine, by_image, affine=self._shift)
+        force = ops.warp_gradient(self.moving, fine, by_image, affine=self._affine)
         if self.shape != self.fixed.shape[2:]:
             force = ops.resize_adjoint(force, self.shape)
+        if self._turn is not None:
+            force = torch.einsum("ab,nb...->na...", self._turn, force)
         if self._force_unit is not None:
             force.mul_(self._force_unit)
         if self.features is not None:

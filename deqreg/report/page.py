@@ -51,8 +51,8 @@ def write_page(
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "report.html"
         >>> report = {"sentence": "Converged.", "similarity": {"before": 0.25, "after": 0.5}, "seconds": {"total": 3.0}}
-        >>> report |= {"folding_percent": 0.0, "sd_log_jacobian": 0.1, "levels": [], "warnings": []}
-        >>> write_page(path, report | {"settings": {}, "versions": {}}, "a onto b")
+        >>> report |= {"verdict": "plausible", "folding_percent": 0.0, "sd_log_jacobian": 0.1, "levels": []}
+        >>> write_page(path, report | {"warnings": [], "settings": {}, "versions": {}}, "a onto b")
         >>> "<h1>a onto b</h1>" in path.read_text(encoding="utf-8")
         True
     """

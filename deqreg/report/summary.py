@@ -35,15 +35,16 @@ def highlights(report: Mapping[str, Any]) -> tuple[Highlight, ...]:
         report: `Registration.report()`.
 
     Returns:
-        Similarity, Dice and landmark error where they were measured, folding, smoothness and time.
+        The verdict, similarity, Dice and landmark error where they were measured, folding, smoothness and time.
 
     Example:
         >>> report = {"similarity": {"before": 0.25, "after": 0.5}, "seconds": {"total": 12.0}}
-        >>> report |= {"folding_percent": 0.0, "sd_log_jacobian": 0.1}
+        >>> report |= {"folding_percent": 0.0, "sd_log_jacobian": 0.1, "verdict": "plausible"}
         >>> [item.value for item in highlights(report)]
-        ['0.250 → 0.500', '0 %', '0.100', '12.0 s']
+        ['plausible', '0.250 → 0.500', '0 %', '0.100', '12.0 s']
     """
-    found = [Highlight("similarity", _change(report["similarity"], "{:.3f}"), "higher is better")]
+    found = [Highlight("verdict", report["verdict"], "told from the images and the field")]
+    found += [Highlight("similarity", _change(report["similarity"], "{:.3f}"), "higher is better")]
     dice, tre = report.get("dice"), report.get("tre_mm")
     if dice is not None:
         found.append(Highlight("Dice", _change(dice, "{:.3f}"), f"mean of {len(dice['labels'])} labels"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from deqreg.spatial.resample import resize
 
 # Variance of the images' common noise: one per cent of the intensity range. Shared, so that equal images stay in place.
 _NOISE = 1e-4
+# A newborn's brain is a third of an adult's, a lung breathes out to a fifth; noise sends the determinant to 1e5 or 0.
+_LARGEST_VOLUME_RATIO = 10.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,6 +172,12 @@ def _optimise(objective: _Objective, steps: int) -> tuple[Tensor, float]:
         return objective.world(parameters), -float(objective.loss(parameters))
 
 
+def _keeps_a_volume(world: Tensor) -> bool:
+    """Whether a world map can be inverted, and changes volumes by no more than anatomy differs."""
+    volume = float(torch.linalg.det(world))
+    return 1 / _LARGEST_VOLUME_RATIO < volume < _LARGEST_VOLUME_RATIO
+
+
 def candidates(fixed: Image, moving: Image) -> list[Tensor]:
     """World maps to start from: none, centre on centre of mass, centre on centre of the field of view."""
     dims = fixed.grid.dims
@@ -232,6 +241,14 @@ def align(
         reached = [
             _optimise(_Objective(level, other, start, basis, centre, radius, window), stage.steps) for start in starts
         ]
+        reached = [(found, value) for found, value in reached if _keeps_a_volume(found)]
+        if not reached:
+            warnings.warn(
+                f"The {stage.degrees} alignment at {stage.spacing:g} mm ran away and was dropped: these images may "
+                "not show the same thing.",
+                stacklevel=2,
+            )
+            break
         world, similarity = max(reached, key=lambda pair: pair[1])
         starts = [world]
         if progress is not None:

@@ -75,14 +75,8 @@ class Grid:
         voxels[: self.dims, self.dims] = (factor - 1) / 2
         return Grid(tuple(shape), self.affine @ voxels)
 
-    def padded(self, margin: Sequence[int]) -> Grid:
-        """A grid with `margin` more voxels at both ends of each axis."""
-        voxels = torch.eye(self.dims + 1, dtype=torch.float64)
-        voxels[: self.dims, self.dims] = -torch.tensor(list(margin), dtype=torch.float64)
-        return Grid(tuple(s + 2 * m for s, m in zip(self.shape, margin, strict=True)), self.affine @ voxels)
-
     def cropped(self, first: Sequence[int], shape: Sequence[int]) -> Grid:
-        """The box of `shape` voxels that begins at voxel `first`."""
+        """The box of `shape` voxels that begins at voxel `first`; it may reach past the grid."""
         voxels = torch.eye(self.dims + 1, dtype=torch.float64)
         voxels[: self.dims, self.dims] = torch.tensor(list(first), dtype=torch.float64)
         return Grid(tuple(shape), self.affine @ voxels)

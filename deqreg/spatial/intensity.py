@@ -10,7 +10,7 @@ def scale_intensities(data: Tensor, inside: Tensor | None = None) -> Tensor:
     """An image with its intensities in [0, 1], outliers clipped, and what lies outside of its mask made flat.
 
     The quantiles 0.001 and 0.999 become 0 and 1: of the mask where there is one, else of what is not background where a
-    fifth of the image or more is. Outside of a mask the image becomes 1.
+    fifth of the image or more is. Outside of a mask the image becomes 1. A constant image becomes 0.
 
     Args:
         data: `[*S]`, any units.
@@ -19,16 +19,21 @@ def scale_intensities(data: Tensor, inside: Tensor | None = None) -> Tensor:
     Returns:
         `[*S]`.
 
+    Raises:
+        ValueError: the mask is empty.
+
     >>> scaled = scale_intensities(torch.linspace(-1000, 1000, 2001)[None])
     >>> [round(value, 1) for value in scaled[0, ::500].tolist()]
     [0.0, 0.2, 0.5, 0.8, 1.0]
     """
     sample = data if inside is None else data[inside > 0]
-    if inside is None and float((data == data.min()).float().mean()) > 0.2:
+    if sample.numel() == 0:
+        raise ValueError("the mask must have a voxel above zero, got none")
+    if inside is None and 0.2 < float((data == data.min()).float().mean()) < 1:
         sample = data[data > data.min()]  # an empty background would shift the quantiles
     sample = sample.flatten()[:: max(1, sample.numel() // 1_000_000)]
     low, high = (float(q) for q in torch.quantile(sample, torch.tensor([0.001, 0.999], device=data.device)))
     if high <= low:
         low, high = float(data.min()), float(data.max())
-    scaled = ((data - low) / (high - low)).clamp_(0, 1)
+    scaled = ((data - low) / ((high - low) or 1.0)).clamp_(0, 1)
     return scaled if inside is None else torch.where(inside > 0, scaled, torch.ones_like(scaled))

@@ -115,13 +115,36 @@ def test_the_force_on_a_coarser_field_is_the_gradient_by_it() -> None:
     torch.testing.assert_close(expected, slope[0], rtol=0.02, atol=0)  # float32 values of the similarity
 
 
-def test_margin_lets_the_outside_be_pulled_in() -> None:
-    wide = texture(48, 40)
+def test_a_wider_moving_image_lets_the_outside_be_pulled_in() -> None:
+    wide, inset = texture(48, 40), torch.tensor([[1.0, 0, 4], [0, 1, 4]])
     truth = torch.zeros(1, 2, 40, 32)
-    truth[:, 0] = 2.0  # the fixed image shows what lies two voxels past its own first face in the moving one
-    fixed = ops.warp(wide, truth, affine=torch.tensor([[[1.0, 0, 4], [0, 1, 4]]]))
-    update = VariationalUpdate(fixed, wide, Variational(), margin=(4, 4))
+    truth[:, 0] = -2.0  # the fixed image shows what lies two voxels past its own first face in the moving one
+    fixed = ops.warp(wide, truth, affine=inset[None])
+    update = VariationalUpdate(fixed, wide, Variational(), affine=inset)
     assert torch.equal(update.warped(truth), fixed)
+
+
+def test_the_force_through_an_affine_map_is_the_gradient_by_the_displacement() -> None:
+    moving, turn = texture(20, 24), torch.tensor([[0.9, 0.3, 1.0], [-0.2, 1.1, 2.0]])
+    fixed = ops.warp(texture(20, 24, seed=1), torch.zeros(1, 2, 16, 18))
+    update = VariationalUpdate(fixed, moving, Variational(smooth_update=0.0, longest_step=0.25), affine=turn)
+    u = torch.rand(1, 2, 16, 18).mul_(0.3).requires_grad_()
+    warped = ops.warp(moving, u, affine=turn[None])
+    _, by_image = update.method.similarity.value_and_gradient(fixed, warped.detach(), None)
+    (expected,) = torch.autograd.grad(warped, u, by_image)
+    torch.testing.assert_close(update.force(u.detach()), expected)
+
+
+def test_voxels_of_the_moving_image_may_lie_in_any_direction() -> None:
+    moving, truth = texture(40, 36), bump(40, 36)
+    sharp = Variational(smooth_update=0.0)
+    plain = VariationalUpdate(ops.warp(moving, truth), moving, sharp)
+    turned = moving.flip(2).mT.contiguous()  # moving[i, j] is turned[j, 39 - i]
+    other = VariationalUpdate(plain.fixed, turned, sharp, affine=torch.tensor([[0.0, 1, 0], [-1, 0, 39]]))
+    # on a voxel the slope is that to the next one, which is another one when the image is turned round
+    off_voxels = truth / 2 + 0.3
+    forces = [update.force(off_voxels)[..., 2:-2, 2:-2] for update in (other, plain)]
+    torch.testing.assert_close(*forces, atol=1e-5, rtol=1e-4)
 
 
 def test_masked_voxels_do_not_pull() -> None:
@@ -147,8 +170,12 @@ def test_masked_voxels_do_not_pull() -> None:
             r"field must be 2 sizes, got \[4, 4, 4\]",
         ),
         (
-            lambda: VariationalUpdate(texture(8, 8), texture(8, 8), Variational(), margin=(1, 1)),
-            r"moving must be \[1, 1, 10, 10\] for a margin of \[1, 1\], got \[1, 1, 8, 8\]",
+            lambda: VariationalUpdate(texture(8, 8), texture(9, 8), Variational()),
+            r"moving must be \[1, 1, 8, 8\] without an affine map, got \[1, 1, 9, 8\]",
+        ),
+        (
+            lambda: VariationalUpdate(texture(8, 8), texture(9, 8), Variational(), affine=torch.eye(3)),
+            r"affine must be \[2, 3\], got \[3, 3\]",
         ),
     ],
 )

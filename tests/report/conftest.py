@@ -35,6 +35,7 @@ def report_of(**more):
         "status": "converged",
         "sentence": "Converged at every level.",
         "similarity": {"before": 0.2, "after": 0.6},
+        "verdict": "plausible",
         "folding_percent": 0.0,
         "sd_log_jacobian": 0.25,
         "seconds": {"read": 0.1, "affine": 1.0, "level 1": 0.5, "total": 1.6},

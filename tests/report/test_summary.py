@@ -11,12 +11,12 @@ def names(report):
 
 
 def test_only_what_was_measured_is_shown():
-    assert names(report_of()) == ["similarity", "folding", "sd log Jacobian", "time"]
+    assert names(report_of()) == ["verdict", "similarity", "folding", "sd log Jacobian", "time"]
     more = report_of(
         dice={"before": 0.4, "after": 0.6, "labels": {"1": 0.6}},
         tre_mm={"before": {"mean": 9.0}, "after": {"mean": 1.0, "median": 0.9, "p90": 2.0}},
     )
-    assert names(more) == ["similarity", "Dice", "landmark error", "folding", "sd log Jacobian", "time"]
+    assert names(more) == ["verdict", "similarity", "Dice", "landmark error", "folding", "sd log Jacobian", "time"]
     values = {item.name: item for item in highlights(more)}
     assert values["landmark error"].value == "9.00 → 1.00 mm"
     assert values["landmark error"].detail == "mean; median 0.90, 90th percentile 2.00"

@@ -34,8 +34,10 @@ def test_finds_a_known_map(shape: tuple[int, ...]) -> None:
     dims = len(shape)
     spacing = torch.diag(torch.tensor([2.0] * dims + [1.0], dtype=torch.float64))
     fixed_grid, world = Grid(shape, spacing), known(dims)
-    moving_grid = Grid(shape, world @ spacing)  # the moving scan lies where the map takes the fixed one
-    moving_grid = Grid(tuple(n + 8 for n in shape), moving_grid.padded([4] * dims).affine)
+    moving_grid = Grid(
+        shape, world @ spacing
+    )  # the moving scan lies where the map takes the fixed one, and reaches past
+    moving_grid = moving_grid.cropped([-4] * dims, [n + 8 for n in shape])
     image = blobs(fixed_grid)
     moving = Image(resample(image, fixed_grid, moving_grid, torch.linalg.inv(world), padding="zeros"), moving_grid)
     found = align(Image(image, fixed_grid), moving, STAGES)

@@ -31,12 +31,12 @@ def test_points_go_to_voxels_and_back() -> None:
     torch.testing.assert_close(oblique().to_world(oblique().to_voxels(points)), points)
 
 
-def test_resized_and_padded_grids_stay_in_place() -> None:
+def test_resized_and_cropped_grids_stay_in_place() -> None:
     grid = oblique()
     torch.testing.assert_close(corners(grid.resized((5, 7, 20))), corners(grid))
     inner = torch.tensor([[2.0, 1.0, 0.0]], dtype=torch.float64)
     torch.testing.assert_close(
-        grid.padded((1, 2, 3)).to_world(inner + torch.tensor([1.0, 2.0, 3.0])), grid.to_world(inner)
+        grid.cropped((-1, -2, -3), (9, 9, 9)).to_world(inner + torch.tensor([1.0, 2.0, 3.0])), grid.to_world(inner)
     )
 
 

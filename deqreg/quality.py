@@ -1,0 +1,120 @@
+"""Whether a registration can be believed, told from the images and the field alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from deqreg import metrics, ops
+from deqreg.io import Volume
+from deqreg.spatial import scale_intensities
+
+# What is darker than this share of the intensity range in both images, when no mask says where to look, is background.
+_BACKGROUND = 0.05
+# Variance of the noise that a window has to exceed to count as alike: one per cent of the intensity range.
+_NOISE = 1e-4
+# Wrong pairs buy their likeness with an uneven field. Over all pairs tried likeness / unevenness^1.5 is 2.03 or more
+# for right ones and 1.71 or less for wrong ones; of the powers 1, 1.5 and 2 this one parts them best (docs/quality.md).
+_PRICE, _POWER = 1.85, 1.5
+# Between what images hold in common by chance (noise, other organs: at most 0.22) and the least of a right pair, 0.38.
+_LEAST_SIMILARITY = 0.25
+# Right pairs have none, or single voxels; a field that is not smooth has percents of them.
+_MOST_FOLDING = 0.1
+# A newborn's brain is a third of an adult's, a lung breathes out to a fifth of itself.
+_VOLUME_RATIO = 6.0
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Whether a registration can be believed, and why not.
+
+    Attributes:
+        verdict: `"plausible"`, or `"failed"` where there is a reason.
+        reasons: a sentence for each thing that is wrong.
+        local_similarity: mean squared local correlation of fixed and warped where either shows something, 0 to 1.
+        needed_similarity: the least that makes a field as uneven as this one believable.
+        folding_percent: of the voxels, in the mask where there is one.
+        sd_log_jacobian: spread of the logarithm of the local volume change, there.
+        affine_volume_ratio: determinant of the affine start.
+    """
+
+    verdict: str
+    reasons: tuple[str, ...]
+    local_similarity: float
+    needed_similarity: float
+    folding_percent: float
+    sd_log_jacobian: float
+    affine_volume_ratio: float
+
+
+def assess(
+    fixed: Volume,
+    warped: Tensor,
+    displacement: Tensor,
+    affine: np.ndarray,
+    mask: Tensor | None = None,
+) -> Quality:
+    """Judge a registration by the likeness it reached and the deformation it took.
+
+    Failed is what leaves the images unlike, `s < 0.25`; what buys its likeness with an uneven field,
+    `s < 1.85 sd(log J)^1.5`; what folds in more than 0.1 % of the voxels; and what an affine start made six times as
+    large or as small. It can't tell a head from its mirror image: the two sides differ less than two people do.
+
+    Args:
+        fixed: the image that stays.
+        warped: `[*S]`, the moving image on its grid.
+        displacement: `[d, *S]`, RAS millimetres.
+        affine: `[d + 1, d + 1]`, the world map that the deformation started from.
+        mask: `[*S]`, above zero where to look.
+
+    Returns:
+        The verdict, its reasons and the figures it rests on.
+
+    Raises:
+        ValueError: shapes that do not fit.
+
+    >>> import torch
+    >>> image = Volume(ops.gaussian(torch.rand(1, 1, 16, 16, 16), 1.0)[0, 0], np.eye(4))
+    >>> assess(image, image.data, torch.zeros(3, 16, 16, 16), np.eye(4)).verdict
+    'plausible'
+    >>> assess(image, torch.rand(16, 16, 16), torch.zeros(3, 16, 16, 16), np.eye(4)).reasons[0][:28]
+    'The images are unlike after '
+    """
+    similarity = _local_similarity(fixed.data, warped, mask)
+    folding = metrics.folding(displacement, fixed.matrix, mask)
+    unevenness = metrics.sd_log_jacobian(displacement, fixed.matrix, mask)
+    needed = max(_LEAST_SIMILARITY, _PRICE * unevenness**_POWER)
+    ratio = float(np.linalg.det(affine))
+    reasons = []
+    if similarity < _LEAST_SIMILARITY:
+        reasons.append(
+            f"The images are unlike after registration: mean squared local correlation {similarity:.2f}, where right "
+            f"pairs have more than {_LEAST_SIMILARITY:g}."
+        )
+    elif similarity < needed:
+        reasons.append(
+            f"The field is too uneven for the likeness it brings: a sd log Jacobian of {unevenness:.2f} needs a mean "
+            f"squared local correlation of {needed:.2f}, got {similarity:.2f}."
+        )
+    if folding > _MOST_FOLDING:
+        reasons.append(f"The field folds in {folding:.2g} % of the voxels.")
+    if not 1 / _VOLUME_RATIO < ratio < _VOLUME_RATIO:
+        reasons.append(f"The affine start changes volumes {ratio:.2g} times.")
+    return Quality(
+        verdict="failed" if reasons else "plausible",
+        reasons=tuple(reasons),
+        local_similarity=similarity,
+        needed_similarity=needed,
+        folding_percent=folding,
+        sd_log_jacobian=unevenness,
+        affine_volume_ratio=ratio,
+    )
+
+
+def _local_similarity(fixed: Tensor, warped: Tensor, mask: Tensor | None) -> float:
+    """Mean squared local correlation over the mask, or over what is brighter than background in either image."""
+    f, w = (scale_intensities(image.float(), mask) for image in (fixed, warped))
+    look = (f > _BACKGROUND) | (w > _BACKGROUND) if mask is None else mask > 0
+    return float(ops.lncc(f[None, None], w[None, None], mask=look[None, None], epsilon=_NOISE))
