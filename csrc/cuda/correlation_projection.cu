@@ -35,7 +35,7 @@ struct Part {
 };
 
 template <class Storage, int radius, class T = CoordinateOf<Storage>, class S = Shape<T, radius>>
-__global__ void __launch_bounds__(S::threads)
+__global__ void __launch_bounds__(S::threads, 256 / S::threads)
     project_kernel(const __grid_constant__ Extent extent, const __grid_constant__ Tiles tiles,
                    const Storage* __restrict__ fixed, const Storage* __restrict__ moving,
                    const __grid_constant__ Projection<Storage> projection, Storage* __restrict__ out, T scale,
