@@ -13,7 +13,7 @@ __all__ = ["LevelReport", "Progress", "Registration", "register", "save"]
 
 _MODULES = {"register": ("register", "save"), "registration": ("LevelReport", "Progress", "Registration")}
 _HOMES = {name: f"deqreg.{module}" for module, names in _MODULES.items() for name in names}
-_ROOMS = ("equilibrium", "io", "metrics", "nets", "ops", "report", "spatial")
+_ROOMS = ("equilibrium", "io", "metrics", "nets", "ops", "report", "spatial", "transforms")
 
 
 class _Package(ModuleType):

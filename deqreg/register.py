@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from deqreg import io, ops
-from deqreg.equilibrium import Anderson, Solution, fixed_point
 from deqreg.io import DisplacementField, Volume
 from deqreg.io.volumes import Source
 from deqreg.learned import solve_learned
+from deqreg.levels import level_shapes, solve_level
 from deqreg.nets import VariationalUpdate
 from deqreg.presets import BRAIN, GENERIC, LUNG, PRESETS, Level, Preset
 from deqreg.registration import LevelReport, Progress, Registration
@@ -29,15 +29,19 @@ from deqreg.spatial import (
     Grid,
     Image,
     align,
-    level_shape,
+    contrast_is_reversed,
+    match_contrast,
     pull,
     resample,
     resize,
     resize_displacement,
     scale_intensities,
 )
+from deqreg.symmetric import solve_symmetric, square_root
+from deqreg.transforms import grid_of, join, split
 
 METHODS = ("variational", "equilibrium")
+CONTRASTS = ("auto", "same", "other")
 Callback = Callable[[Progress], None]
 Landmarks = str | os.PathLike[str] | Tensor
 
@@ -92,12 +96,15 @@ def register(
     preset: str = "auto",
     method: str = "variational",
     refine: bool = False,
+    symmetric: bool = False,
+    contrast: str = "auto",
     fixed_mask: Source | Tensor | None = None,
     moving_mask: Source | Tensor | None = None,
     fixed_labels: Source | Tensor | None = None,
     moving_labels: Source | Tensor | None = None,
     fixed_landmarks: Landmarks | None = None,
     moving_landmarks: Landmarks | None = None,
+    use_landmarks: bool = False,
     initial: str | os.PathLike[str] | np.ndarray = "auto",
     device: str = "auto",
     memory_budget: int | None = None,
@@ -118,11 +125,16 @@ def register(
         method: `"variational"`, the classical update, or `"equilibrium"`, a learned one, for which there must be
             weights in the preset.
         refine: go on from the learned field with the classical update.
+        symmetric: let the images meet half-way, so that neither decides, and give the inverse too. Takes about twice as
+            long.
+        contrast: `"same"` compares the images as they are; `"other"`, for T1 with T2 or FLAIR, first gives moving the
+            contrast of fixed; `"auto"` does so where bright in one image is dark in the other.
         fixed_mask, moving_mask: where to look, on the grid of their image; above zero is inside.
         fixed_labels, moving_labels: segmentations. Moving labels are warped along; both give Dice. Not used to
             register.
         fixed_landmarks, moving_landmarks: CSV files or `[P, d]` tensors, RAS millimetres, for the error. Not used to
-            register.
+            register unless `use_landmarks`.
+        use_landmarks: let the landmarks pull beside the images; their error is then no measure of accuracy.
         initial: `"auto"` aligns affinely first; `"identity"` starts from the images as they lie in the world; or an ITK
             transform's path, or a `[d + 1, d + 1]` matrix from fixed to moving points, RAS millimetres.
         device: `"auto"`, `"cpu"` or `"cuda"`.
@@ -145,7 +157,8 @@ def register(
     True
     """
     clock, started = _Clock(), time.perf_counter()
-    _check_choices(preset, method, device, refine)
+    _check_choices(preset, method, device, contrast, refine, symmetric)
+    _check_landmarks(use_landmarks, fixed_landmarks is not None, method, refine, symmetric)
     torch.manual_seed(seed)
     with warnings.catch_warnings(record=True) as caught, _deterministic(deterministic):
         warnings.simplefilter("always")
@@ -154,16 +167,26 @@ def register(
                 fixed, moving, fixed_mask, moving_mask, fixed_labels, moving_labels, fixed_landmarks, moving_landmarks
             )
             start = _read_initial(initial, pair)
-            chosen = _fit_budget(_choose_preset(preset, pair), pair, memory_budget)
+            chosen = _fit_budget(_choose_preset(preset, pair), pair, memory_budget, 2 if symmetric else 1)
             weights = _weights(chosen) if method == "equilibrium" else None
             where = _device(device)
             images = _scaled(pair.fixed, pair.fixed_mask, where), _scaled(pair.moving, pair.moving_mask, where)
         with clock.stage("affine"):
-            world, displacement = _initial(images, start, chosen, progress)
-        levels = []
+            world, displacement = _initial(images, start, chosen, symmetric, progress)
+            if contrast == "auto":
+                contrast = "other" if contrast_is_reversed(*images, world) else "same"
+            if contrast == "other":
+                images = images[0], match_contrast(*images, world)
+        levels, inverse = [], None
+        marks = _marks(pair, world) if use_landmarks else None
         first, inner = _domain(*images, world)
         displacement = _inside(displacement, first, inner.grid.shape)
-        classical, features = chosen.levels, None
+        classical, features = () if symmetric else chosen.levels, None
+        if symmetric:
+            with clock.stage("symmetric"):
+                border = _BORDER * min(images[0].grid.spacing)
+                found = solve_symmetric(images, world, chosen, border, _ROUNDING, progress)
+                displacement, inverse, levels = found.displacement, found.inverse, found.levels
         if weights is not None:
             with clock.stage("learned"):
                 displacement, report, features = solve_learned(
@@ -176,17 +199,23 @@ def register(
             with clock.stage(f"level {number}"):
                 label = f"level {number}/{len(classical)}"
                 displacement, report = _solve_level(
-                    (inner, images[1]), world, displacement, level, chosen, label, progress, features
+                    (inner, images[1]), world, displacement, level, chosen, label, progress, features, marks
                 )
                 levels.append(report)
         with clock.stage("resample"):
-            displacement = _extended(displacement, first, inner.grid.shape, images[0].grid.shape)
+            if not symmetric:
+                displacement = _extended(displacement, first, inner.grid.shape, images[0].grid.shape)
             outputs = _resample(pair, images, world, displacement, chosen)
+            if inverse is not None:
+                outputs |= _inverse(images, world, displacement, inverse, outputs["displacement"])
     clock.seconds["total"] = time.perf_counter() - started
     settings = {
         "preset": asdict(chosen),
         "method": method,
         "refine": refine,
+        "symmetric": symmetric,
+        "use_landmarks": use_landmarks,
+        "contrast": contrast,
         "initial": str(initial),
         "device": str(where),
         "seed": seed,
@@ -222,18 +251,30 @@ def _weights(preset: Preset) -> str:
     return preset.weights
 
 
-def _check_choices(preset: str, method: str, device: str, refine: bool) -> None:
+def _check_choices(preset: str, method: str, device: str, contrast: str, refine: bool, symmetric: bool) -> None:
     for name, value, choices in (
         ("preset", preset, ("auto", *PRESETS)),
         ("method", method, METHODS),
         ("device", device, ("auto", "cpu", "cuda")),
+        ("contrast", contrast, CONTRASTS),
     ):
         if value not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
     if refine and method != "equilibrium":
         raise ValueError(f"refine goes on from the learned field: it needs method equilibrium, got {method}")
+    if symmetric and method != "variational":
+        raise ValueError(f"symmetric needs method variational, got {method}")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device cuda was asked for, but torch sees no GPU here; use --device cpu, or auto")
+
+
+def _check_landmarks(wanted: bool, given: bool, method: str, refine: bool, symmetric: bool) -> None:
+    if wanted and not given:
+        raise ValueError("use_landmarks needs landmarks of both images, got none")
+    if wanted and (symmetric or (method == "equilibrium" and not refine)):
+        raise ValueError(
+            "use_landmarks needs the classical update that starts from fixed: not symmetric, and with refine"
+        )
 
 
 def _device(name: str) -> torch.device:
@@ -320,16 +361,16 @@ def _choose_preset(name: str, pair: _Pair) -> Preset:
     return BRAIN if data.ndim == 3 and background > 0.35 and fine else GENERIC
 
 
-def _fit_budget(preset: Preset, pair: _Pair, budget: int | None) -> Preset:
-    """The preset without the levels that would not fit into `budget` bytes."""
+def _fit_budget(preset: Preset, pair: _Pair, budget: int | None, sides: int) -> Preset:
+    """The preset without the levels that would not fit into `budget` bytes, of one or both images' displacements."""
     if budget is None:
         return preset
     grid = _grid(pair.fixed)
     fields = _FIELD_COPIES + 2 * preset.memory
 
     def needed(level: Level) -> int:
-        shape, field_shape = _level_shapes(grid, level, preset)
-        return 4 * int(_IMAGE_VOLUMES * np.prod(shape) + fields * grid.dims * np.prod(field_shape))
+        shape, field_shape = level_shapes(grid, level, preset)
+        return 4 * sides * int(_IMAGE_VOLUMES * np.prod(shape) + fields * grid.dims * np.prod(field_shape))
 
     fitting = tuple(level for level in preset.levels if needed(level) <= budget)
     if not fitting:
@@ -358,12 +399,18 @@ def _scaled(volume: Volume, mask: Volume | None, device: torch.device) -> Image:
 
 
 def _initial(
-    images: tuple[Image, Image], start: str | np.ndarray | DisplacementField, preset: Preset, progress: Callback | None
+    images: tuple[Image, Image],
+    start: str | np.ndarray | DisplacementField,
+    preset: Preset,
+    symmetric: bool,
+    progress: Callback | None,
 ) -> tuple[Tensor, Tensor]:
     """The affine world map, and what is left of the start: a displacement in voxels of some grid over fixed."""
     fixed, moving = images
     none = fixed.data.new_zeros(1, fixed.grid.dims, *[1] * fixed.grid.dims)
     if isinstance(start, DisplacementField):
+        if symmetric:
+            raise ValueError("a symmetric registration starts from an affine map, got a displacement field as initial")
         return _split_field(start, fixed.grid, fixed.data.device)
     if isinstance(start, np.ndarray):
         return torch.from_numpy(start), none
@@ -372,29 +419,30 @@ def _initial(
         if progress is not None:
             progress(Progress(f"affine: {degrees}", 1, 1, None, similarity, fixed.grid.shape))
 
-    return align(fixed, moving, preset.affine, window=preset.affine_window, progress=report), none
+    forth = align(fixed, moving, preset.affine, window=preset.affine_window, progress=report)
+    if not symmetric:
+        return forth, none
+    back = align(moving, fixed, preset.affine, window=preset.affine_window, progress=report)
+    # the mean of the two: exchanging the images inverts it
+    return forth @ square_root(torch.linalg.inv(forth) @ torch.linalg.inv(back))[0], none
+
+
+def _marks(pair: _Pair, world: Tensor) -> tuple[Tensor, Tensor]:
+    """Fixed landmarks, and where the affine map takes moving ones from: what the field has to bring together."""
+    assert pair.fixed_landmarks is not None
+    assert pair.moving_landmarks is not None
+    dims, back = pair.fixed.dimensions, torch.linalg.inv(world)
+    return pair.fixed_landmarks.double(), pair.moving_landmarks.double() @ back[:dims, :dims].T + back[:dims, dims]
 
 
 def _split_field(start: DisplacementField, grid: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
-    """A field as the affine world map nearest to it, and what is left, in voxels of the grid.
+    """A field on the grid as the affine world map nearest to it, and what is left, in voxels of the grid.
 
     The update smooths its state with mirrored faces, which would bend the affine part there.
     """
-    dims = grid.dims
-    known = Grid(tuple(start.displacement.shape[1:]), torch.from_numpy(io.grid_matrix(start.affine, dims)))
-    on_grid = resample(start.displacement[None], known, grid, antialias=False)[0].double().flatten(1)
-    voxels = torch.cartesian_prod(*[torch.arange(n, dtype=torch.float64) for n in grid.shape])
-    points = grid.to_world(voxels)
-    homogeneous = torch.cat([points, torch.ones(len(points), 1, dtype=torch.float64)], dim=1)
-    moved = points + on_grid.T
-    world = torch.eye(dims + 1, dtype=torch.float64)
-    centred = homogeneous - torch.cat([grid.centre, torch.zeros(1, dtype=torch.float64)])  # scanners lie metres off
-    fit = torch.linalg.solve(centred.T @ centred, centred.T @ moved).T
-    world[:dims, :dims] = fit[:, :dims]
-    world[:dims, dims] = fit[:, dims] - fit[:, :dims] @ grid.centre
-    before_affine = (moved - world[:dims, dims]) @ torch.linalg.inv(world[:dims, :dims]).T
-    left = (grid.to_voxels(before_affine) - voxels).T.reshape(1, dims, *grid.shape)
-    return world, left.float().to(device)
+    on_grid = resample(start.displacement[None], grid_of(start), grid, antialias=False)[0]
+    world, left = split(on_grid, grid)
+    return world, left.to(device)
 
 
 def _domain(fixed: Image, moving: Image, world: Tensor) -> tuple[list[int], Image]:
@@ -436,13 +484,6 @@ def _extended(displacement: Tensor, first: Sequence[int], shape: Sequence[int], 
     return functional.pad(fine, padding, mode="replicate")
 
 
-def _level_shapes(grid: Grid, level: Level, preset: Preset) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Voxels of the images and of the field on one level."""
-    shape = level_shape(grid, min(grid.spacing) * level.factor)
-    coarse = grid.resized(shape)
-    return shape, level_shape(coarse, min(coarse.spacing) * preset.coarsening)
-
-
 def _solve_level(
     images: tuple[Image, Image],
     world: Tensor,
@@ -452,13 +493,17 @@ def _solve_level(
     label: str,
     progress: Callback | None,
     features: tuple[Tensor, Tensor] | None,
+    marks: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, LevelReport]:
     """The equilibrium on one level, started from the coarser one's."""
-    started = time.perf_counter()
     fixed, moving = images
-    shape, field_shape = _level_shapes(fixed.grid, level, preset)
+    shape, field_shape = level_shapes(fixed.grid, level, preset)
     grid = fixed.grid.resized(shape)
     pulled = moving.at(min(fixed.grid.spacing) * level.factor)
+    landmarks = None
+    if marks is not None:
+        points, reached = (grid.resized(field_shape).to_voxels(side)[None] for side in marks)
+        landmarks = points, reached - points
     update = VariationalUpdate(
         resize(fixed.data, grid.shape),
         pulled.data,
@@ -467,39 +512,9 @@ def _solve_level(
         spacing=grid.spacing,
         affine=grid.map_to(pulled.grid, world),
         features=None if features is None else (resize(features[0], field_shape), resize(features[1], field_shape)),
+        landmarks=landmarks,
     )
-    u = resize_displacement(displacement, field_shape)
-    similarities: list[float] = []
-
-    def look(step: int, residual: float) -> None:
-        similarities.append(float(update.similarity[0]))
-        if progress is not None:
-            progress(Progress(label, step, level.max_steps, residual, similarities[-1], grid.shape))
-
-    solver = Anderson(memory=preset.memory, tol=preset.tol, max_steps=level.max_steps, norm="rms", patience=None)
-    solution = fixed_point(update, u, solver=solver, callback=look)
-    value = solution.value
-    assert isinstance(value, Tensor)
-    return value, _level_report(solution, value, grid, similarities, time.perf_counter() - started)
-
-
-def _level_report(
-    solution: Solution, value: Tensor, grid: Grid, similarities: list[float], seconds: float
-) -> LevelReport:
-    low, high = ops.jacobian_determinant(value).aminmax()
-    return LevelReport(
-        shape=grid.shape,
-        field_shape=tuple(value.shape[2:]),
-        spacing=grid.spacing,
-        steps=int(solution.steps[0]),
-        status=solution.status.value,
-        sentence=solution.message,
-        residuals=tuple(solution.residuals[:, 0].tolist()),
-        similarity_before=similarities[0],
-        similarity_after=similarities[-1],
-        jacobian_range=(float(low), float(high)),
-        seconds=seconds,
-    )
+    return solve_level(update, resize_displacement(displacement, field_shape), level, preset, grid, label, progress)
 
 
 def _resample(
@@ -512,7 +527,7 @@ def _resample(
     mapping = fixed.map_to(moving, world).to(u)[None]
     native = pair.moving.data.to(u.device)[None, None]
     outputs: dict[str, Any] = {
-        "displacement": _world_displacement(u, fixed, world),
+        "displacement": join(u, fixed, world),
         "warped": pull(native, u, mapping)[0, 0].cpu(),
         "affine_warped": pull(native, still, mapping)[0, 0].cpu(),
     }
@@ -526,20 +541,28 @@ def _resample(
     return outputs
 
 
-def _world_displacement(u: Tensor, grid: Grid, world: Tensor) -> Tensor:
-    """`[d, *S]`, RAS millimetres: `d(p) = W(p + u) - p`, from `u` in voxels of the grid."""
-    axes = [torch.arange(n, dtype=u.dtype) for n in grid.shape]
-    position = u[0].cpu().clone()
-    for axis, index in enumerate(axes):
-        position[axis] += index.view(-1, *[1] * (grid.dims - 1 - axis))
-    return io.world_displacement(position, grid.affine.numpy(), (world @ grid.affine).numpy())
+def _inverse(
+    images: tuple[Image, Image], world: Tensor, u: Tensor, inverse: Tensor, displacement: Tensor
+) -> dict[str, Any]:
+    """The inverse in the world, and how far from itself a point is that went there and back."""
+    fixed, moving = images[0].grid, images[1].grid
+    found = join(inverse, moving, torch.linalg.inv(world))
+    mapping = fixed.map_to(moving, world).to(u)[None]
+    reached = found.to(u)[None]
+    there_and_back = ops.warp(reached, u, affine=mapping)[0].cpu().add_(displacement)
+    inside = ops.warp(torch.ones_like(reached[:, :1]), u, affine=mapping, interpolation="nearest", padding="zeros")
+    error = there_and_back.square_().sum(0).sqrt_()[inside[0, 0].cpu() > 0]
+    if len(error) == 0:
+        return {"inverse": found}
+    most = error.kthvalue(math.ceil(0.99 * len(error))).values
+    return {"inverse": found, "inverse_consistency_mm": {"mean": float(error.mean()), "p99": float(most)}}
 
 
 def save(registration: Registration, folder: str | os.PathLike[str]) -> None:
     """Write the transform and what it moved into an existing folder.
 
     `warped.nii.gz`, `displacement.nii.gz` (ITK's and ANTs' convention: millimetres, LPS), `affine.tfm`, and
-    `warped_labels.nii.gz` where labels came.
+    `warped_labels.nii.gz` where labels came, and `inverse_displacement.nii.gz`, on the moving grid, where there is one.
 
     Args:
         registration: what `register` returned.
@@ -557,6 +580,11 @@ def save(registration: Registration, folder: str | os.PathLike[str]) -> None:
     io.write_volume(out / "warped.nii.gz", registration.warped, fixed.affine, space=fixed.space)
     io.write_displacement(out / "displacement.nii.gz", registration.displacement, fixed.affine, space=fixed.space)
     io.write_affine(out / "affine.tfm", registration.affine)
+    if registration.inverse is not None:
+        moving = registration.moving
+        io.write_displacement(
+            out / "inverse_displacement.nii.gz", registration.inverse, moving.affine, space=moving.space
+        )
     if registration.warped_labels is not None and registration.moving_labels is not None:
         io.write_volume(
             out / "warped_labels.nii.gz",

@@ -84,6 +84,9 @@ class Registration:
         warped_labels: `[*S]`, the moving labels on the fixed grid, where labels came.
         fixed_mask, moving_mask, fixed_labels, moving_labels: as they came.
         fixed_landmarks, moving_landmarks: `[P, d]`, RAS millimetres, as they came.
+        inverse: `[d, *S_moving]` float32 on the moving grid, RAS millimetres, of a symmetric registration:
+            `p_fixed = p_moving + i(p_moving)`; and inverse_consistency_mm: how far points of the fixed image that went
+            there and back are from where they began, mean and 99th percentile; None where none stays inside.
         levels: how each level went.
         status: a word; sentence: the same for a person.
         similarity_before: at full resolution under the affine map; similarity_after: at the end.
@@ -114,6 +117,8 @@ class Registration:
     fixed_landmarks: Tensor | None = None
     moving_landmarks: Tensor | None = None
     labels_before: Tensor | None = field(default=None, repr=False)
+    inverse: Tensor | None = None
+    inverse_consistency_mm: dict[str, float] | None = None
 
     def accuracy(self) -> dict[str, Any]:
         """Dice and landmark errors before and after, as far as labels and landmarks came."""
@@ -153,6 +158,7 @@ class Registration:
             "similarity": {"before": self.similarity_before, "after": self.similarity_after},
             **asdict(quality),
             **self.accuracy(),
+            **({} if self.inverse is None else {"inverse_consistency_mm": self.inverse_consistency_mm}),
             "affine_ras_mm": np.asarray(self.affine).tolist(),
             "levels": [asdict(level) for level in self.levels],
             "seconds": self.seconds,

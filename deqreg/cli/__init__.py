@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from deqreg.cli import apply, demo, evaluate, info, register, train
+from deqreg.cli import apply, demo, evaluate, export, info, invert, points, register, train
 from deqreg.cli.parser import Parser, ShowVersion
 
 _BAD_INPUT, _INTERRUPTED = 2, 130  # 130 is what shells give for a command that Ctrl-C ended
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="deqreg", description="Deformable registration of medical images as a fixed point.")
     parser.add_argument("--version", action=ShowVersion, help="print the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
-    for module in (register, apply, train, evaluate, demo, info):
+    for module in (register, apply, invert, points, export, train, evaluate, demo, info):
         module.add(commands)
     words = sys.argv[1:] if argv is None else list(argv)
     args = parser.parse_args(words, argparse.Namespace(words=["deqreg", *words]))

@@ -36,6 +36,27 @@ def check_folder(folder: Path) -> None:
         raise ValueError(f"output folder {folder}: cannot be written to: {error.strerror}") from error
 
 
+def check_file(path: Path, suffixes: Sequence[str]) -> None:
+    """Raise unless a file of that name can be written.
+
+    Args:
+        path: the file.
+        suffixes: what its name may end in.
+
+    Raises:
+        ValueError: another suffix, a folder of that name, or a place that cannot be written to.
+
+    Example:
+        >>> import tempfile
+        >>> check_file(Path(tempfile.mkdtemp()) / "points.csv", [".csv"])
+    """
+    if not path.name.endswith(tuple(suffixes)):
+        raise ValueError(f"-o must end in {' or '.join(suffixes)}, got {path}")
+    if path.is_dir():
+        raise ValueError(f"-o {path}: is a folder; give a file in it")
+    check_folder(path.parent)
+
+
 @contextmanager
 def publishing(folder: Path, products: Sequence[str]) -> Iterator[Path]:
     """Give a temporary folder, and move its files to `folder` when the block ends without an error.

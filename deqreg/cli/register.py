@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # for annotations alone: it imports torch, and help must be q
 _PRODUCTS = (
     "warped.nii.gz",
     "displacement.nii.gz",
+    "inverse_displacement.nii.gz",
     "warped_labels.nii.gz",
     "affine.tfm",
     "report.json",
@@ -54,10 +55,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="classical update, or a learned one (preset brain) (default: variational)",
     )
     parser.add_argument("--refine", action="store_true", help="go on from the learned field with the classical update")
+    parser.add_argument("--symmetric", action="store_true",
+                        help="let the images meet half-way; writes inverse_displacement.nii.gz too")  # fmt: skip
+    parser.add_argument(
+        "--contrast",
+        default="auto",
+        choices=["auto", "same", "other"],
+        help="other: give MOVING the contrast of FIXED, for T1 with T2 or FLAIR (default: auto, where bright in one is "
+        "dark in the other)",
+    )
     for role in ("fixed", "moving"):
         parser.add_argument(f"--{role}-mask", metavar="FILE", help=f"above 0 where to look in the {role} image")
         parser.add_argument(f"--{role}-labels", metavar="FILE", help=f"segmentation of the {role} image, for Dice")
         parser.add_argument(f"--{role}-landmarks", metavar="FILE", help="CSV with the header x,y,z, RAS mm, for errors")
+    parser.add_argument("--use-landmarks", action="store_true", help="let the landmarks pull beside the images")
     parser.add_argument(
         "--initial",
         default="auto",
@@ -99,12 +110,15 @@ def _register(args: argparse.Namespace) -> Registration:
             preset=args.preset,
             method=args.method,
             refine=args.refine,
+            symmetric=args.symmetric,
+            contrast=args.contrast,
             fixed_mask=args.fixed_mask,
             moving_mask=args.moving_mask,
             fixed_labels=args.fixed_labels,
             moving_labels=args.moving_labels,
             fixed_landmarks=args.fixed_landmarks,
             moving_landmarks=args.moving_landmarks,
+            use_landmarks=args.use_landmarks,
             initial=args.initial,
             device=args.device,
             memory_budget=args.memory_budget,

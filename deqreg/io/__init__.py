@@ -1,6 +1,7 @@
 """Files: NIfTI volumes, ITK/ANTs transforms and landmarks. Nothing here computes a registration."""
 
 from deqreg.io.affines import read_affine, write_affine
+from deqreg.io.exports import write_elastix, write_greedy, write_voxels
 from deqreg.io.files import replacing
 from deqreg.io.landmarks import (
     check_landmarks_inside,
@@ -45,6 +46,9 @@ __all__ = [
     "world_displacement",
     "write_affine",
     "write_displacement",
+    "write_elastix",
+    "write_greedy",
     "write_landmarks",
     "write_volume",
+    "write_voxels",
 ]

@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from deqreg.io.files import open_nifti, read_values, replacing
+from deqreg.io.files import compressed, open_nifti, read_values, replacing
 
 _SMALLEST_EXTENT = 4  # voxels; below this neither a pyramid nor a derivative means anything
 _LARGEST_LABEL = 2**24  # float32 holds every integer up to here
@@ -294,7 +294,10 @@ def save_nifti(
     if np.abs(image.get_qform() - affine)[:3, :3].max() > 1e-4 * np.linalg.norm(affine[:3, :3], axis=0).min():
         image.set_qform(affine, 0, strip_shears=True)
     with replacing(path) as temporary:
-        nib.save(image, temporary)
+        if path.suffix == ".gz":
+            temporary.write_bytes(compressed(image.to_bytes()))
+        else:
+            nib.save(image, temporary)
 
 
 def _read(source: Source, role: str) -> Volume:

@@ -3,6 +3,7 @@
 from deqreg.nets.encoder import Encoder
 from deqreg.nets.model import DEQReg
 from deqreg.nets.recurrent import RecurrentUpdate
+from deqreg.nets.symmetric import SymmetricUpdate
 from deqreg.nets.variational import Lncc, MeanSquares, Similarity, Variational, VariationalUpdate
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "MeanSquares",
     "RecurrentUpdate",
     "Similarity",
+    "SymmetricUpdate",
     "Variational",
     "VariationalUpdate",
 ]

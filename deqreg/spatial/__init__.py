@@ -1,17 +1,23 @@
-"""Grids in the world, resampling between them, pyramids, and affine alignment."""
+"""Grids in the world, resampling between them, pyramids, affine alignment, and contrast."""
 
 from deqreg.spatial.affine import AffineStage, Image, align
+from deqreg.spatial.contrast import contrast_is_reversed, match_contrast
 from deqreg.spatial.grid import Grid
 from deqreg.spatial.intensity import scale_intensities
+from deqreg.spatial.inverse import invert, invert_points
 from deqreg.spatial.pyramid import level_shape, pyramid
-from deqreg.spatial.resample import pull, resample, resize, resize_displacement, sample
+from deqreg.spatial.resample import pull, resample, resize, resize_displacement, sample, scatter
 
 __all__ = [
     "AffineStage",
     "Grid",
     "Image",
     "align",
+    "contrast_is_reversed",
+    "invert",
+    "invert_points",
     "level_shape",
+    "match_contrast",
     "pull",
     "pyramid",
     "resample",
@@ -19,4 +25,5 @@ __all__ = [
     "resize_displacement",
     "sample",
     "scale_intensities",
+    "scatter",
 ]

@@ -124,24 +124,47 @@ def pull(image: Tensor, displacement: Tensor, affine: Tensor, interpolation: str
     return warped.mul_(inside)
 
 
-def sample(displacement: Tensor, points: Tensor) -> Tensor:
+def sample(field: Tensor, points: Tensor) -> Tensor:
     """A field at any points: interpolated linearly, held constant beyond its grid.
 
     Args:
-        displacement: `[N, d, *S]`.
+        field: `[N, C, *S]`, such as a displacement.
         points: `[N, P, d]`, in voxels of its grid.
 
     Returns:
-        `[N, P, d]`. Differentiable by the displacement and the points.
+        `[N, P, C]`. Differentiable by the field and the points.
 
     >>> import torch
     >>> ramp = torch.arange(4.0).view(1, 1, 1, 4).expand(1, 2, 4, 4)
     >>> sample(ramp, torch.tensor([[[0.0, 1.5]]])).tolist()
     [[[1.5, 1.5]]]
     """
-    dims = displacement.shape[1]
-    # `warp` adds the index of the output voxel to where it samples: the points lie along its first axis
+    return ops.warp(field, _along_first_axis(points.to(field))).flatten(2).mT
+
+
+def scatter(values: Tensor, points: Tensor, shape: Sequence[int]) -> Tensor:
+    """Vectors at any points added into a field: the adjoint of `sample`.
+
+    Args:
+        values: `[N, P, d]`.
+        points: `[N, P, d]`, in voxels of the field's grid.
+        shape: the field's spatial shape.
+
+    Returns:
+        `[N, d, *shape]`.
+
+    >>> import torch
+    >>> scatter(torch.ones(1, 1, 2), torch.tensor([[[0.0, 1.5]]]), (2, 4))[0, 0].tolist()
+    [[0.0, 0.5, 0.5, 0.0], [0.0, 0.0, 0.0, 0.0]]
+    """
+    where = _along_first_axis(points.to(values))
+    return ops.splat(values.mT.reshape(where.shape).contiguous(), where, shape)
+
+
+def _along_first_axis(points: Tensor) -> Tensor:
+    """A displacement `[N, d, P, 1, ...]` under which a grid of P voxels along its first axis falls on the points."""
+    dims = points.shape[2]
     index = torch.zeros(dims, points.shape[1])
     index[0] = torch.arange(points.shape[1])
-    where = points.to(displacement).mT - index.to(displacement)
-    return ops.warp(displacement, where.reshape(*where.shape, *[1] * (dims - 1)).contiguous()).flatten(2).mT
+    where = points.mT - index.to(points)
+    return where.reshape(*where.shape, *[1] * (dims - 1)).contiguous()

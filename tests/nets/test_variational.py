@@ -7,6 +7,7 @@ from torch import Tensor
 from deqreg import ops
 from deqreg.equilibrium import Anderson, Picard, fixed_point
 from deqreg.nets import Lncc, MeanSquares, Variational, VariationalUpdate
+from deqreg.spatial import sample
 
 
 def texture(*shape: int, seed: int = 0) -> Tensor:
@@ -211,3 +212,22 @@ def test_features_on_another_grid_than_the_field_are_refused() -> None:
     image, features = texture(12, 10), torch.zeros(1, 4, 6, 5)
     with pytest.raises(ValueError, match=r"features must be \[N, C, \*\[12, 10\]\], got \[1, 4, 6, 5\]"):
         VariationalUpdate(image, image, Variational(), features=(features, features))
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0), (1.0, 3.0)])
+def test_landmarks_pull_where_the_images_do_not(spacing: tuple[float, float]) -> None:
+    flat = torch.full((1, 1, 40, 36), 0.5)
+    points = torch.tensor([[[20.0, 18.0], [8.0, 9.0]]])
+    wanted = torch.tensor([[[2.0, -1.0], [0.0, 0.0]]])
+    method = Variational(step=4.0, smooth_field=0.2)
+    update = VariationalUpdate(flat, flat, method, spacing=spacing, landmarks=(points, wanted))
+    solution = fixed_point(update, torch.zeros(1, 2, 40, 36), solver=Anderson(max_steps=100, tol=1e-3, norm="rms"))
+    assert isinstance(solution.value, Tensor)
+    found = sample(solution.value, points)
+    assert (found - wanted).norm(dim=2)[0, 0] < 0.3 * wanted.norm(dim=2)[0, 0]
+    assert found[0, 1].norm() < 0.1
+
+
+def test_landmarks_must_be_points_of_the_field() -> None:
+    with pytest.raises(ValueError, match=r"landmarks must be \[1, P, 2\], got \[4, 2\]"):
+        VariationalUpdate(texture(8, 8), texture(8, 8), Variational(), landmarks=(torch.ones(4, 2), torch.ones(4, 2)))

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from deqreg import ops
-from deqreg.spatial import Grid, resample, resize, resize_displacement
+from deqreg.spatial import Grid, resample, resize, resize_displacement, sample, scatter
 from tests.spatial.test_grid import oblique
 
 
@@ -49,3 +50,14 @@ def test_labels_are_picked_not_mixed() -> None:
     assert set(out.unique().tolist()) <= set(labels.unique().tolist())
     assert torch.equal(resample(labels, grid, grid, interpolation="nearest"), labels)
     torch.testing.assert_close(ops.warp(labels, torch.zeros(1, 3, 8, 8, 8)), labels, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(7, 9), (5, 6, 7)])
+def test_scatter_is_the_adjoint_of_sample(shape: tuple[int, ...]) -> None:
+    dims = len(shape)
+    field = torch.randn(2, dims, *shape, dtype=torch.float64)
+    points = torch.rand(2, 11, dims, dtype=torch.float64) * (min(shape) + 2) - 1  # some beyond the grid
+    values = torch.randn(2, 11, dims, dtype=torch.float64)
+    torch.testing.assert_close(
+        (sample(field, points) * values).sum(), (scatter(values, points, shape) * field).sum(), rtol=1e-12, atol=1e-12
+    )

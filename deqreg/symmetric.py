@@ -1,0 +1,153 @@
+"""The symmetric method inside of `register`: both images meet half-way, and the inverse comes out of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deqreg import ops
+from deqreg.levels import level_shapes, solve_level
+from deqreg.nets import SymmetricUpdate
+from deqreg.presets import Preset
+from deqreg.registration import LevelReport, Progress
+from deqreg.spatial import Grid, Image, invert, resize_displacement
+
+# Denman and Beavers' iteration squares its error: a matrix that has a root has it to rounding long before.
+_ROOT_STEPS = 30
+
+
+@dataclass(frozen=True, eq=False)
+class Symmetric:
+    """A registration and its inverse.
+
+    Attributes:
+        displacement: `u`, `[1, d, *S]`, in voxels of the fixed grid: `p -> W(p + u(p))`.
+        inverse: `[1, d, *S_moving]`, in voxels of the moving grid: `q -> W^-1(q + v(q))`.
+        levels: how each level went.
+    """
+
+    displacement: Tensor
+    inverse: Tensor
+    levels: list[LevelReport]
+
+
+def solve_symmetric(
+    images: tuple[Image, Image], world: Tensor, preset: Preset, border: float, rounding: float,
+    progress: Callable[[Progress], None] | None = None,
+) -> Symmetric:  # fmt: skip
+    """Both images' displacements of a grid half-way, at their equilibrium on each level, and what they make together.
+
+    With `H H = W`, a point `x` half-way is `H^-1(x + a(x))` in the fixed image and `H(x + b(x))` in the moving one, so
+    that `W(p + u(p)) = H(y + c(y))`, `y = H p`, `c = compose(b, a^-1)`, and the way back has `compose(a, b^-1)`.
+
+    Args:
+        images: fixed and moving, scaled to [0, 1], each on its grid.
+        world: `W`, the affine map from fixed to moving points, `[d + 1, d + 1]`.
+        preset: levels, method and solver.
+        border: millimetres by which the grid half-way reaches past what there is to align.
+        rounding: standard deviation of the Gaussian that takes off interpolation's kinks, in voxels.
+        progress: called along the way.
+
+    Raises:
+        ValueError: when the affine map has no square root.
+    """
+    half, back = square_root(world)
+    grid = _half_way(images, (half, back), border)
+    dims = grid.dims
+    state = images[0].data.new_zeros(1, 2 * dims, *[1] * dims)
+    reports = []
+    for number, level in enumerate(preset.levels, 1):
+        shape, field = level_shapes(grid, level, preset)
+        at = grid.resized(shape)
+        seen = [image.at(min(grid.spacing) * level.factor) for image in images]
+        update = SymmetricUpdate(
+            seen[0].data,
+            seen[1].data,
+            preset.method,
+            shape=shape,
+            field=field,
+            spacing=at.spacing,
+            affines=(at.map_to(seen[0].grid, back), at.map_to(seen[1].grid, half)),
+        )
+        start = torch.cat([resize_displacement(u, field) for u in state.split(dims, dim=1)], dim=1)
+        label = f"level {number}/{len(preset.levels)}"
+        state, report = solve_level(update, start, level, preset, at, label, progress)
+        reports.append(report)
+    to_fixed, to_moving = (u.contiguous() for u in state.split(dims, dim=1))
+    known = grid.resized(tuple(state.shape[2:]))
+    return Symmetric(
+        _spread(_after(to_moving, to_fixed), known, images[0].grid, half, rounding),
+        _spread(_after(to_fixed, to_moving), known, images[1].grid, back, rounding),
+        reports,
+    )
+
+
+def square_root(world: Tensor) -> tuple[Tensor, Tensor]:
+    """The map that leads half of the way, and its inverse: `H H = W`.
+
+    Args:
+        world: `W`, `[d + 1, d + 1]` float64.
+
+    Returns:
+        `H` and `H^-1`.
+
+    Raises:
+        ValueError: for a map that mirrors or turns by half a circle, which has none.
+
+    Reference: Denman & Beavers, The matrix sign function and computations in systems, Appl. Math. Comput. 2 (1976), 63.
+
+    >>> import torch
+    >>> half, back = square_root(torch.diag(torch.tensor([4.0, 9.0, 1.0], dtype=torch.float64)))
+    >>> half.diagonal().tolist(), back.diagonal().mul(6).tolist()
+    ([2.0, 3.0, 1.0], [3.0, 2.0, 6.0])
+    """
+    half, back = world.clone(), torch.eye(len(world), dtype=world.dtype)
+    with suppress(RuntimeError):  # the matrices of a map without a root become singular on the way
+        for _ in range(_ROOT_STEPS):
+            half, back = (half + torch.linalg.inv(back)) / 2, (back + torch.linalg.inv(half)) / 2
+    if not torch.allclose(half @ half, world, rtol=1e-9, atol=1e-6):
+        raise ValueError(
+            "a symmetric registration needs an affine start that neither mirrors nor turns by half a circle, got "
+            f"{world[:-1].tolist()}"
+        )
+    return half, back
+
+
+def _half_way(images: tuple[Image, Image], maps: tuple[Tensor, Tensor], border: float) -> Grid:
+    """The box, on the lattice of the fixed grid, that holds what there is to align half-way between the images."""
+    grid = images[0].grid
+    reached = []
+    for image, to_middle in zip(images, maps, strict=True):
+        corners = torch.cartesian_prod(*image.foreground_box().double().T)
+        points = image.grid.to_world(corners) @ to_middle[:-1, :-1].T + to_middle[:-1, -1]
+        reached.append(grid.to_voxels(points))
+    ends = torch.cat(reached)
+    first, shape = [], []
+    for low, high, edge in zip(ends.amin(0).tolist(), ends.amax(0).tolist(), grid.spacing, strict=True):
+        # to a millionth of a voxel, so that rounding does not decide
+        begin, end = math.floor(round(low - border / edge, 6)), math.ceil(round(high + border / edge, 6)) + 1
+        first.append(begin)
+        shape.append(end - begin)
+    return grid.cropped(first, shape)
+
+
+def _after(outer: Tensor, inner: Tensor) -> Tensor:
+    """One map after the inverse of another."""
+    inverse = invert(inner).value
+    assert isinstance(inverse, Tensor)
+    return ops.compose(outer, inverse)
+
+
+def _spread(u: Tensor, known: Grid, onto: Grid, world: Tensor, rounding: float) -> Tensor:
+    """A displacement of a grid half-way as one in voxels of an image's grid; beyond its faces as it is there."""
+    mapping = onto.map_to(known, world)
+    still = u.new_zeros(1, onto.dims, *onto.shape)
+    moved = ops.warp(u, still, affine=mapping.to(u)[None])
+    linear = torch.linalg.inv(mapping[:, : onto.dims]).to(u)
+    fine = torch.einsum("ab,nb...->na...", linear, moved).contiguous()
+    return ops.gaussian(fine, rounding) if max(onto.spacing) < max(known.spacing) else fine
