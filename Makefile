@@ -57,8 +57,10 @@ format: $(STAMP)
 cuda: $(STAMP)
 	$(PYTHON) .ci/native.py
 
+# JSON, a roofline plot and README's table of operators
 bench: $(STAMP)
 	$(PYTHON) benchmarks/ops.py
+	$(PYTHON) benchmarks/tables.py
 
 # for a machine with a GPU and perhaps no package registry: takes the torch that is there, installs nothing
 gpu:

@@ -2,7 +2,8 @@
 
     python benchmarks/ops.py [--device auto|cpu|cuda] [--quick] [--sweep] [--only REGEX] [--threads 2] [--output FILE]
 
-Prints a table and writes JSON, and a plot where matplotlib is installed, to benchmarks/results/DEVICE.json and .png.
+Prints a table and writes JSON, and a plot where matplotlib is installed, to benchmarks/results/DEVICE.json and .png;
+benchmarks/tables.py puts the JSON into README.md.
 The baseline is plain torch, and MONAI and torchdeq where they are installed: a line for each. Times are medians; ours
 and theirs are taken in turn, so that other load on the machine meets both. `MB` is what has to be read and written
 once; `share` is those bytes over our time, relative to the bandwidth of a large copy measured in the same run;
@@ -24,6 +25,7 @@ import math
 import platform
 import re
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -343,6 +345,34 @@ def correlation_gradients(
     return Problem(name, shape, dtype, moved, ours, theirs)
 
 
+def correlation_projection(
+    shape: tuple[int, ...],
+    device: str,
+    dtype: torch.dtype,
+    radius: int,
+    channels: int,
+    *,
+    displaced: bool = False,
+    outputs: int = 16,
+) -> Problem:
+    """What a convolution of single voxels makes of a correlation; our own correlation before one is a baseline too."""
+    fixed, moving = (normal(1, channels, *shape, dtype=dtype, device=device) for _ in range(2))
+    u = smooth_field(shape, device) if displaced else None
+    weight = normal(outputs, (2 * radius + 1) ** 3, dtype=dtype, device=device)
+    moved = 2 * fixed.nbytes + outputs * fixed.nbytes // channels + (0 if u is None else u.nbytes)
+
+    def project(volume: Tensor) -> Tensor:
+        return (weight @ volume.flatten(2)).unflatten(2, shape)
+
+    name = f"correlation projection r={radius} C={channels} O={outputs}" + (" displaced" if displaced else "")
+    return Problem(
+        name, shape, dtype, moved,
+        lambda: ops.correlation_projection(fixed, moving, u, weight, radius=radius),
+        lambda: project(torch_correlation(fixed, moving, u, radius)),
+        {"in two": Peer(lambda: project(ops.correlation(fixed, moving, u, radius=radius)))},
+    )  # fmt: skip
+
+
 def jacobian_determinant(shape: tuple[int, ...], device: str, dtype: torch.dtype) -> Problem:
     u = smooth_field(shape, device).to(dtype)
     ours, theirs = lambda: ops.jacobian_determinant(u), lambda: torch_jacobian_determinant(u)
@@ -405,7 +435,11 @@ def problems(device: str, quick: bool) -> Iterator[Callable[[], Problem]]:
     for radius in (1, 2, 3):
         yield lambda r=radius: correlation(half, device, single, r, 32)
     yield lambda: correlation_gradients(half, device, single, 1, 32)
+    yield lambda: correlation_projection(half, device, single, 1, 32)
+    # the learned update's, on the level where it takes most of its steps
+    yield lambda: correlation_projection((44, 52, 44), device, single, 1, 18, displaced=True)
     if on_gpu:  # hundreds of warps in plain torch take a CPU minutes
+        yield lambda: correlation_projection(half, device, single, 1, 32, displaced=True)
         for radius in (1, 2, 3):
             yield lambda r=radius: correlation(half, device, single, r, 32, displaced=True)
         yield lambda: correlation_gradients(half, device, single, 1, 32, displaced=True)
@@ -424,6 +458,7 @@ def sweep(device: str) -> Iterator[Callable[[], Problem]]:
             yield lambda s=shape, c=channels: gaussian(s, device, single, 1.5, c)
             if n <= 128:
                 yield lambda s=shape, c=channels: correlation(s, device, single, 1, c)
+                yield lambda s=shape, c=channels: correlation_projection(s, device, single, 1, c)
         yield lambda s=shape: compose(s, device, single)
         yield lambda s=shape: exponential(s, device, single)
         yield lambda s=shape: jacobian_determinant(s, device, single)
@@ -449,12 +484,18 @@ def seconds_of(call: Callable[[], Any], device: str) -> float:
 
 
 def times(calls: list[Callable[[], Any]], device: str, budget: float) -> list[float]:
-    """The median time of each call, taken in turn for about `budget` seconds, three times at least."""
+    """The median time of each call, taken in turn for about `budget` seconds.
+
+    Three times at least; twice where a turn takes longer than the budget twice over, as hundreds of shifts in plain
+    torch do.
+    """
+    start = time.perf_counter()
     for call in calls:
         call()
+    least = 3 if time.perf_counter() - start < 2 * budget else 2
     samples: list[list[float]] = [[] for _ in calls]
     start = time.perf_counter()
-    while len(samples[0]) < 3 or (time.perf_counter() - start < budget and len(samples[0]) < 100):
+    while len(samples[0]) < least or (time.perf_counter() - start < budget and len(samples[0]) < 100):
         for call, taken in zip(calls, samples, strict=True):
             taken.append(seconds_of(call, device))
     return [statistics.median(taken) for taken in samples]
@@ -535,7 +576,7 @@ def device_name(device: str) -> str:
 
 
 HEADER = (
-    f"{'operator':<42}{'shape':<13}{'dtype':<9}{'ms':>9}  {'baseline':<9}{'its ms':>9}{'ratio':>7}{'MB':>7}{'share':>7}"
+    f"{'operator':<48}{'shape':<13}{'dtype':<9}{'ms':>9}  {'baseline':<9}{'its ms':>9}{'ratio':>7}{'MB':>7}{'share':>7}"
     f"{'MB peak':>9}{'its':>7}"
 )
 
@@ -550,9 +591,21 @@ def package_version() -> str:
 
 def line(row: Row) -> str:
     return (
-        f"{row.operator:<42}{'x'.join(map(str, row.shape)):<13}{row.dtype:<9}{row.seconds * 1e3:>9.3f}"
+        f"{row.operator:<48}{'x'.join(map(str, row.shape)):<13}{row.dtype:<9}{row.seconds * 1e3:>9.3f}"
         f"  {row.baseline:<9}{row.baseline_seconds * 1e3:>9.3f}{row.ratio:>6.1f}x{row.bytes / 1e6:>7.0f}"
         f"{row.share:>7.0%}{row.memory / 1e6:>9.0f}{row.baseline_memory / 1e6:>7.0f}"
+    )
+
+
+def to_json(result: dict[str, Any]) -> str:
+    """The result with a row a line and four figures a number, small enough to keep every run of."""
+    rows = [
+        {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in row.items()}
+        for row in result["rows"]
+    ]
+    head = json.dumps({**result, "rows": []}, indent=1)
+    return (
+        head.replace('"rows": []', '"rows": [\n' + ",\n".join(f"  {json.dumps(row)}" for row in rows) + "\n ]") + "\n"
     )
 
 
@@ -581,10 +634,12 @@ def run(device: str, quick: bool, sweeping: bool, only: str, budget: float) -> d
     torch.manual_seed(0)
     bandwidth = copy_bandwidth(device, quick)
     print(f"{device_name(device)}, torch {torch.__version__}, copy {bandwidth / 1e9:.1f} GB/s\n{HEADER}", flush=True)
-    rows = []
-    for make in sweep(device) if sweeping else problems(device, quick):
+    rows, start = [], time.perf_counter()
+    makers = list(sweep(device) if sweeping else problems(device, quick))
+    for number, make in enumerate(makers, 1):
         problem = make()
         if re.search(only, problem.operator):
+            print(f"{number}/{len(makers)}, {time.perf_counter() - start:.0f} s", end="\r", file=sys.stderr, flush=True)
             rows.extend(found := measure(problem, device, bandwidth, budget))
             print(*map(line, found), sep="\n", flush=True)
         del problem
@@ -592,6 +647,8 @@ def run(device: str, quick: bool, sweeping: bool, only: str, budget: float) -> d
     slower = [row for row in rows if row.ratio < 1]
     print(f"{len(rows)} comparisons, {len(slower)} lost", *map(line, slower), sep="\n")
     return {
+        "kind": "sweep" if sweeping else "operators",
+        "backend": device,
         "device": device_name(device),
         "torch": torch.__version__,
         "peers": {name: version(name) for name in ("monai", "torchdeq") if installed(name)},
@@ -619,7 +676,7 @@ def main() -> None:
     name = re.sub(r"[^a-z0-9]+", "-", result["device"].lower()).strip("-") + ("-sweep" if args.sweep else "")
     output = args.output or RESULTS / f"{name}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=1) + "\n")
+    output.write_text(to_json(result))
     print(f"written to {output}")
     if installed("matplotlib") and not args.sweep and result["rows"]:
         plot(result, output.with_suffix(".png"))

@@ -155,6 +155,21 @@ struct Correlation {
   void* out;                 // [N, (2 radius + 1)^D, *S]
 };
 
+/// out(o, x) = bias(o) + sum_delta weight(o, delta) <fixed(x), moving(x + u(x) + delta)> / sqrt(C): Correlation and a
+/// convolution of one voxel behind it.
+struct CorrelationProjection {
+  DType dtype;
+  std::int64_t batch, channels, outputs;
+  std::int32_t radius;
+  Grid grid;
+  const void* fixed;         // [N, C, *S]
+  const void* moving;        // [N, C, *S]
+  const void* displacement;  // [N, D, *S], or null for zero
+  const void* weight;        // [O, (2 radius + 1)^D]
+  const void* bias;          // [O], or null for zero
+  void* out;                 // [N, O, *S]
+};
+
 /// The gradients of Correlation; a null output is not computed.
 struct CorrelationGradient {
   DType dtype;
@@ -170,6 +185,23 @@ struct CorrelationGradient {
   void* grad_displacement;   // [N, D, *S] or null
   bool deterministic;        // as in Splat, where there is a displacement; without one the same bits always
   void* workspace;           // CUDA: workspace_bytes(). The CPU kernel takes none
+};
+
+/// The gradients of CorrelationProjection; a null output is not computed.
+struct CorrelationProjectionGradient {
+  DType dtype;
+  std::int64_t batch, channels, outputs;
+  std::int32_t radius;
+  Grid grid;
+  const void* fixed;
+  const void* moving;
+  const void* displacement;  // or null
+  const void* weight;        // [O, (2 radius + 1)^D]
+  const void* grad;          // [N, O, *S]
+  void* grad_fixed;          // [N, C, *S] or null
+  void* grad_moving;         // [N, C, *S] or null
+  void* grad_displacement;   // [N, D, *S] or null
+  void* grad_projection;     // [O, (2 radius + 1)^D + 1], of the weight and, in the last column, of the bias, or null
 };
 
 /// value = mean over x of (cov(x) + s)^2 / ((var_fixed(x) + e) (var_warped(x) + e)) in cubic windows clipped to image
@@ -250,7 +282,8 @@ struct Executor {
 // clang-format off
 #define DEQREG_CPU_OPERATIONS(X) \
   X(AndersonMix) X(AndersonSolve) X(AndersonUpdate) X(Compose) \
-  X(Correlation) X(CorrelationGradient) X(Exponential) X(Gaussian) \
+  X(Correlation) X(CorrelationGradient) X(CorrelationProjection) \
+  X(CorrelationProjectionGradient) X(Exponential) X(Gaussian) \
   X(JacobianDeterminant) X(JacobianDeterminantGradient) X(Lncc) X(Resize) \
   X(ResizeAdjoint) X(Splat) X(Warp) X(WarpGradient)
 // clang-format on
@@ -278,6 +311,7 @@ void launch(const AndersonMix& op, cudaStream_t stream);
 void launch(const Compose& op, cudaStream_t stream);
 void launch(const Correlation& op, cudaStream_t stream);
 void launch(const CorrelationGradient& op, cudaStream_t stream);
+void launch(const CorrelationProjection& op, cudaStream_t stream);
 void launch(const Exponential& op, cudaStream_t stream);
 void launch(const Gaussian& op, cudaStream_t stream);
 void launch(const JacobianDeterminant& op, cudaStream_t stream);

@@ -4,6 +4,7 @@
 #include "bindings/anderson.h"
 #include "bindings/compose.h"
 #include "bindings/correlation.h"
+#include "bindings/correlation_projection.h"
 #include "bindings/exponential.h"
 #include "bindings/gaussian.h"
 #include "bindings/jacobian_determinant.h"
@@ -40,6 +41,8 @@ STABLE_TORCH_LIBRARY_IMPL(deqreg, CPU, m) {
   m.impl("compose", TORCH_BOX(&compose<Cpu>));
   m.impl("correlation", TORCH_BOX(&correlation<Cpu>));
   m.impl("correlation_gradient", TORCH_BOX(&correlation_gradient<Cpu>));
+  m.impl("correlation_projection", TORCH_BOX(&correlation_projection<Cpu>));
+  m.impl("correlation_projection_gradient", TORCH_BOX(&correlation_projection_gradient<Cpu>));
   m.impl("exponential", TORCH_BOX(&exponential<Cpu>));
   m.impl("gaussian", TORCH_BOX(&gaussian<Cpu>));
   m.impl("jacobian_determinant", TORCH_BOX(&jacobian_determinant<Cpu>));

@@ -8,6 +8,7 @@
 #include "bindings/anderson.h"
 #include "bindings/compose.h"
 #include "bindings/correlation.h"
+#include "bindings/correlation_projection.h"
 #include "bindings/exponential.h"
 #include "bindings/gaussian.h"
 #include "bindings/jacobian_determinant.h"
@@ -45,6 +46,7 @@ STABLE_TORCH_LIBRARY_IMPL(deqreg, CUDA, m) {
   m.impl("compose", TORCH_BOX(&compose<Cuda>));
   m.impl("correlation", TORCH_BOX(&correlation<Cuda>));
   m.impl("correlation_gradient", TORCH_BOX(&correlation_gradient<Cuda>));
+  m.impl("correlation_projection", TORCH_BOX(&correlation_projection<Cuda>));
   m.impl("exponential", TORCH_BOX(&exponential<Cuda>));
   m.impl("gaussian", TORCH_BOX(&gaussian<Cuda>));
   m.impl("jacobian_determinant", TORCH_BOX(&jacobian_determinant<Cuda>));

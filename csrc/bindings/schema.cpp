@@ -18,6 +18,14 @@ STABLE_TORCH_LIBRARY(deqreg, m) {
       "correlation_gradient(Tensor fixed, Tensor moving, Tensor? displacement, Tensor grad, int radius, "
       "bool need_fixed, bool need_moving, bool need_displacement, bool deterministic) -> "
       "(Tensor grad_fixed, Tensor grad_moving, Tensor grad_displacement)");
+  m.def(
+      "correlation_projection(Tensor fixed, Tensor moving, Tensor? displacement, Tensor weight, Tensor? bias, "
+      "int radius) -> Tensor");
+  m.def(
+      "correlation_projection_gradient(Tensor fixed, Tensor moving, Tensor? displacement, Tensor weight, Tensor grad, "
+      "int radius, bool need_fixed, bool need_moving, bool need_displacement, bool need_projection, "
+      "bool deterministic) -> (Tensor grad_fixed, Tensor grad_moving, Tensor grad_displacement, "
+      "Tensor grad_projection)");
   m.def("exponential(Tensor velocity, int steps) -> Tensor");
   m.def("gaussian(Tensor image, float[] sigma) -> Tensor");
   m.def("jacobian_determinant(Tensor displacement) -> Tensor");

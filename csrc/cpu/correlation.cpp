@@ -1,122 +1,41 @@
-// Correlation. With a displacement a window's line of corners is a vector and the voxels follow one another; without
-// one neighbouring voxels have neighbouring windows, and a run of voxels is the vector.
-#include "cpu/correlation_box.h"
+// Correlation: every value is stored.
+#include "cpu/correlation_values.h"
 #include "cpu/isa.h"
-#include "cpu/parallel.h"
 
 namespace deqreg::cpu::DEQREG_ISA {
 namespace {
 
-/// Blends the corner dot products of a run, axis by axis, and writes its voxels at every shift.
 template <class T>
-void blend_corners(const Windows<T>& windows, const Cells<T>& cells, const Run& run, T* dots, T* out) {
-  const std::int32_t *shifts = windows.shifts, *corners = windows.corners;
-  if (corners[0] > shifts[0])
-    for_corners(windows, shifts[0], corners[1], corners[2], [&](std::int64_t at) {
-      blend(dots + at, dots + at + windows.corner_step(0), cells.upper[0], dots + at);
-    });
-  for_corners(windows, shifts[0], shifts[1], corners[2], [&](std::int64_t at) {
-    blend(dots + at, dots + at + windows.corner_step(1), cells.upper[1], dots + at);
-  });
-  T* to = out + run.offset;
-  for_corners(windows, shifts[0], shifts[1], shifts[2], [&](std::int64_t at) {
-    alignas(64) T values[run_voxels];
-    blend(dots + at, dots + at + run_voxels, cells.upper[2], values);
-    store_run(values, run.count, to);
-    to += windows.voxels;
-  });
-}
+class Store {
+ public:
+  Store(const Windows<T>& windows, T* out) : windows_(windows), out_(out) {}
 
-template <int lanes, class T>
-void correlate_displaced(const Correlation& op, const Executor& executor) {
-  const Windows<T> windows(op);
-  const std::int32_t slack = lanes - windows.corners[2];
-  parallel_for(executor, Boxes<T>::tiles(windows), 1, [&](std::int64_t begin, std::int64_t end) {
-    const std::unique_ptr<T[]> moving(new T[Boxes<T>::capacity(windows, slack)]);
-    const std::unique_ptr<T[]> fixed(new T[Boxes<T>::fixed_capacity(windows)]);
-    const std::unique_ptr<T[]> dots(new T[windows.corner_count() * run_voxels]);
-    PackedBox<T> packed{moving.get(), fixed.get(), {}, {}, {}};
-    Cells<T> cells;
-    for (Boxes<T> boxes(windows, slack, begin, end); boxes.next(packed.box);) {
-      pack_features(op, windows, slack, packed);
-      T* out = static_cast<T*>(op.out) + packed.box.sample * windows.shift_count() * windows.voxels;
-      for_runs(windows, packed.box, [&](const Run& run) {
-        fill_cells(windows, packed.box, packed.packing, run, cells);
-        dot_corners<lanes>(windows, packed, run, cells, dots.get());
-        blend_corners(windows, cells, run, dots.get(), out);
-      });
-    }
-  });
-}
-
-/// out[x][j] = <fixed(j), moving(j + x)> for the shifts x along one line of a run's windows. Not inlined: the registers
-/// are all for the sums.
-template <int shifts, class T>
-__attribute__((noinline)) void correlate_line(const T* moving, std::int64_t row, const T* fixed, std::int64_t fixed_row,
-                                              std::int64_t channels, T* out) {
-  constexpr int wide = vector_bytes < 32 ? 32 / sizeof(T) : vector_bytes / sizeof(T);
-  using V = Vector<T, wide>;
-  for (int j = 0; j < run_voxels; j += wide) {
-    typename V::Aligned sum[shifts];
-    for (int x = 0; x < shifts; ++x) sum[x] = typename V::Aligned{};
-    const T *from = moving + j, *by = fixed + j;
-    for (std::int64_t c = 0; c < channels; ++c) {
-      const typename V::Aligned value = *reinterpret_cast<const typename V::Loose*>(by);
-      for (int x = 0; x < shifts; ++x) sum[x] += value * *reinterpret_cast<const typename V::Loose*>(from + x);
-      from += row;
-      by += fixed_row;
-    }
-    for (int x = 0; x < shifts; ++x) *reinterpret_cast<typename V::Loose*>(out + x * run_voxels + j) = sum[x];
+  void start(std::int64_t sample, const Run& run) {
+    to_ = out_ + sample * windows_.shift_count() * windows_.voxels + run.offset;
+    count_ = run.count;
   }
-}
+  void take(const T* values) {
+    store_run(values, count_, to_);
+    to_ += windows_.voxels;
+  }
+  void finish() {}
 
-template <int shifts, class T>
-void correlate_in_place(const Correlation& op, const Executor& executor) {
-  const Windows<T> windows(op);
-  parallel_for(executor, Boxes<T>::tiles(windows), 1, [&](std::int64_t begin, std::int64_t end) {
-    const std::unique_ptr<T[]> moving(new T[Boxes<T>::capacity(windows, run_voxels)]);
-    const std::unique_ptr<T[]> fixed(new T[Boxes<T>::fixed_capacity(windows)]);
-    PackedBox<T> packed{moving.get(), fixed.get(), {}, {}, {}};
-    T values[shifts * run_voxels];
-    for (Boxes<T> boxes(windows, run_voxels, begin, end); boxes.next(packed.box);) {
-      pack_features(op, windows, run_voxels, packed);
-      const Packing& packing = packed.packing;
-      T* out = static_cast<T*>(op.out) + packed.box.sample * windows.shift_count() * windows.voxels;
-      for_runs(windows, packed.box, [&](const Run& run) {
-        const T* corner = packed.moving + (run.z - packed.box.begin[0]) * packing.plane +
-                          (run.y - packed.box.begin[1]) * packing.line + (run.x - packed.box.begin[2]);
-        T* to = out + run.offset;
-        for (std::int32_t z = 0; z < windows.shifts[0]; ++z)
-          for (std::int32_t y = 0; y < windows.shifts[1]; ++y) {
-            correlate_line<shifts>(corner + z * packing.plane + y * packing.line, packing.row, packed.fixed_at(run),
-                                   packed.fixed_packing.row, windows.channels, values);
-            for (int x = 0; x < shifts; ++x, to += windows.voxels) store_run(values + x * run_voxels, run.count, to);
-          }
-      });
-    }
-  });
-}
+ private:
+  const Windows<T>& windows_;
+  T *out_, *to_ = nullptr;
+  std::int32_t count_ = 0;
+};
 
 template <class T>
-void correlate_in_place(const Correlation& op, const Executor& executor) {
-  switch (op.radius) {
-    case 0: return correlate_in_place<1, T>(op, executor);
-    case 1: return correlate_in_place<3, T>(op, executor);
-    case 2: return correlate_in_place<5, T>(op, executor);
-    case 3: return correlate_in_place<7, T>(op, executor);
-    default: return correlate_in_place<9, T>(op, executor);
-  }
+void correlate_and_store(const Correlation& op, const Executor& executor) {
+  correlate<T>(op, executor, [&](const Windows<T>& windows) { return Store<T>(windows, static_cast<T*>(op.out)); });
 }
 
 }  // namespace
 
 void launch(const Correlation& op, const Executor& executor) {
   if (op.batch * op.grid.voxels() == 0) return;
-  if (op.displacement == nullptr) {
-    op.dtype == DType::float64 ? correlate_in_place<double>(op, executor) : correlate_in_place<float>(op, executor);
-    return;
-  }
-  select_lanes(op, [&](auto lanes, auto scalar) { correlate_displaced<lanes, decltype(scalar)>(op, executor); });
+  op.dtype == DType::float64 ? correlate_and_store<double>(op, executor) : correlate_and_store<float>(op, executor);
 }
 
 }  // namespace deqreg::cpu::DEQREG_ISA

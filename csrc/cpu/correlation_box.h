@@ -386,17 +386,14 @@ DEQREG_INLINE void for_corners(const Windows<T>& windows, std::int32_t count0, s
     }
 }
 
-/// Calls body(integral_constant<int, lanes>, T{}) for what the operation holds.
-template <class Op, class Body>
+/// Calls body(integral_constant<int, lanes>) for the windows of an operation in the type T.
+template <class T, class Op, class Body>
 inline void select_lanes(const Op& op, const Body& body) {
-  const auto with_scalar = [&](auto scalar) {
-    switch (Windows<decltype(scalar)>(op).lanes) {
-      case 4: return body(std::integral_constant<int, 4>{}, scalar);
-      case 8: return body(std::integral_constant<int, 8>{}, scalar);
-      default: return body(std::integral_constant<int, 16>{}, scalar);
-    }
-  };
-  op.dtype == DType::float64 ? with_scalar(double{}) : with_scalar(float{});
+  switch (Windows<T>(op).lanes) {
+    case 4: return body(std::integral_constant<int, 4>{});
+    case 8: return body(std::integral_constant<int, 8>{});
+    default: return body(std::integral_constant<int, 16>{});
+  }
 }
 
 }  // namespace deqreg::cpu::DEQREG_ISA

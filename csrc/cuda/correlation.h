@@ -126,6 +126,66 @@ __device__ __forceinline__ void stage(const Storage* __restrict__ from, std::int
   }
 }
 
+constexpr int staged_bytes = 32;  // of channels of one voxel in shared memory
+
+/// How a window without displacement is shared out to threads.
+template <class T, int radius>
+struct Shape {
+  static constexpr int shifts = 2 * radius + 1;
+  static constexpr int run = 16 / sizeof(T);  // voxels of a thread, one vector
+  // Lines of shifts of a thread, and threads side by side for all of them. The products are to fill the registers and
+  // leave some for what is multiplied.
+  static constexpr int lines = radius < 3 ? shifts : radius == 3 ? 4 : 3;
+  static constexpr int groups = (shifts + lines - 1) / lines;
+  static constexpr int row_threads = warp_lanes / run;
+  static constexpr int rows = (groups == 1 ? 128 : 64) / row_threads;  // of a tile
+  static constexpr int threads = row_threads * rows * groups;
+  static constexpr int channels = staged_bytes / sizeof(T);
+  static constexpr int reach_rows = rows + groups * lines - 1, reach_columns = warp_lanes + 2 * radius;
+  static constexpr int pitch = (reach_columns + 3) / 4 * 4;
+};
+
+/// sums += the products of a thread's run with the lines of shifts from first_line on, on one plane of shifts of a
+/// tile: a few channels at a time come to shared memory.
+template <class S, int radius, class Storage, class T>
+__device__ __forceinline__ void correlate_plane(const Extent& extent, const Corner& corner, std::int32_t plane, int row,
+                                                int column, int first_line, const Storage* __restrict__ from,
+                                                const Storage* __restrict__ by,
+                                                T (&moving_tile)[S::channels][S::reach_rows][S::pitch],
+                                                T (&fixed_tile)[S::channels][S::rows][warp_lanes],
+                                                T (&sums)[S::lines][S::shifts][S::run]) {
+  for (std::int64_t c = 0; c < extent.channels; c += S::channels) {
+    const auto count = static_cast<std::int32_t>(extent.channels - c < S::channels ? extent.channels - c : S::channels);
+    __syncthreads();
+    stage<S::channels, S::reach_rows * S::pitch, S::threads>(
+        from + c * extent.voxels, extent.voxels, count, &moving_tile[0][0][0], [&](int i) {
+          const int y = i / S::pitch, x = i % S::pitch;
+          return extent.row(corner.z + plane - extent.plane_radius, corner.y + y - radius) +
+                 core::nearest_inside(corner.x + x - radius, extent.size[2]);
+        });
+    stage<S::channels, S::rows * warp_lanes, S::threads>(
+        by + c * extent.voxels, extent.voxels, count, &fixed_tile[0][0][0], [&](int i) {
+          return extent.row(corner.z, corner.y + i / warp_lanes) +
+                 core::nearest_inside(corner.x + i % warp_lanes, extent.size[2]);
+        });
+    __syncthreads();
+#pragma unroll 1
+    for (int k = 0; k < count; ++k) {
+      T values[S::run];
+      load_vectors(&fixed_tile[k][row][column], values);
+#pragma unroll
+      for (int g = 0; g < S::lines; ++g) {
+        T line[S::run + 2 * radius];
+        load_vectors(&moving_tile[k][row + first_line + g][column], line);
+#pragma unroll
+        for (int l = 0; l < S::shifts; ++l)
+#pragma unroll
+          for (int v = 0; v < S::run; ++v) sums[g][l][v] += values[v] * line[v + l];
+      }
+    }
+  }
+}
+
 // Threads of a block whose lanes have one displaced voxel each; what such a kernel keeps in shared memory is small
 // enough at any radius.
 template <class T>

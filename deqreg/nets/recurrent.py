@@ -13,6 +13,7 @@ from deqreg import ops
 from deqreg.nets.encoder import CONV
 
 State = tuple[Tensor, Tensor]
+Look = tuple[Tensor, Tensor]
 
 
 class RecurrentUpdate(nn.Module):
@@ -80,10 +81,7 @@ class RecurrentUpdate(nn.Module):
         if bridge:
             # the norms: the weights are their multiples
             nn.init.zeros_(self.out.get_parameter("parametrizations.weight.original0"))
-        # the window's slope by central differences: shifts of one voxel along each axis, the last fastest
-        strides = [3 ** (dims - 1 - axis) for axis in range(dims)]
-        self._ahead = [3**dims // 2 + stride for stride in strides]
-        self._behind = [3**dims // 2 - stride for stride in strides]
+        self.register_buffer("_differences", central_differences(dims), persistent=False)
 
     def start(self, features: Tensor) -> State:
         """No displacement and empty memory, for features `[N, C, *S]`."""
@@ -92,25 +90,54 @@ class RecurrentUpdate(nn.Module):
 
     def on(self, fixed: Tensor, moving: Tensor) -> Callable[[State], State]:
         """The update of one pair of features, `[N, C, *S]`."""
-        fixed, moving, energy = squared_distance_features(fixed, moving)
-        weights = _weight(self.gates), _weight(self.out)  # normalised once, not once a step
+        features = squared_distance_features(fixed, moving)
+        gates, out = _weight(self.gates), _weight(self.out)  # normalised once, not once a step
+        look = self._look_by_voxel(gates, *features) if gates[0, 0].numel() == 1 else self._look(gates, *features)
 
         def update(state: State) -> State:
-            return self._step(fixed, moving, energy, weights, *state)
+            return self._step(look, out, *state)
 
         return update
 
-    def _step(
-        self, fixed: Tensor, moving: Tensor, energy: Tensor, weights: tuple[Tensor, Tensor], u: Tensor, h: Tensor
-    ) -> State:
-        window = ops.correlation(fixed, moving, u, radius=1).sub_(energy)
-        seen = torch.cat([window, u - ops.gaussian(u, 1.0), h], dim=1)
-        gate, candidate = _convolve(seen, weights[0], self.gates.get_parameter("bias")).chunk(2, dim=1)
-        h = h + torch.sigmoid(gate) * (torch.tanh(candidate) - h)
-        out = _convolve(h, weights[1], None)
+    def _look(self, gates: Tensor, fixed: Tensor, moving: Tensor, energy: Tensor) -> Callable[[Tensor, Tensor], Look]:
+        """What the gates make of window, bend and memory, before they are bounded, and the window's slope."""
+        bias, differences = self.gates.get_parameter("bias"), self.get_buffer("_differences")
+
+        def look(u: Tensor, h: Tensor) -> Look:
+            window = ops.correlation(fixed, moving, u, radius=1).sub_(energy)
+            seen = torch.cat([window, u - ops.gaussian(u, 1.0), h], dim=1)
+            return _convolve(seen, gates, bias), _convolve(window, differences, None)
+
+        return look
+
+    def _look_by_voxel(
+        self, gates: Tensor, fixed: Tensor, moving: Tensor, energy: Tensor
+    ) -> Callable[[Tensor, Tensor], Look]:
+        """The same for gates that see one voxel, which need its window only in so many sums."""
+        bias, differences = self.gates.get_parameter("bias"), self.get_buffer("_differences")
+        gates = gates.flatten(1)
+        of_window, of_rest = gates[:, : 3**self.dims], gates[:, 3**self.dims :]
+        sums = torch.cat([of_window, differences.flatten(1)])
+        start = torch.cat([bias, bias.new_zeros(self.dims)])
+        # the energy is the same for a voxel's whole window
+        of_rest = torch.cat([of_rest, -of_window.sum(1, keepdim=True)], dim=1).expand(fixed.shape[0], -1, -1)
+
+        def look(u: Tensor, h: Tensor) -> Look:
+            seen = ops.correlation_projection(fixed, moving, u, sums, start, radius=1)
+            rest = torch.cat([u - ops.gaussian(u, 1.0), h, energy], dim=1)
+            # fresh memory is what costs the most here
+            seen.flatten(2)[:, : -self.dims].baddbmm_(of_rest, rest.flatten(2))
+            return seen[:, : -self.dims], seen[:, -self.dims :]
+
+        return look
+
+    def _step(self, look: Callable[[Tensor, Tensor], Look], weight: Tensor, u: Tensor, h: Tensor) -> State:
+        gates, slope = look(u, h)
+        gate, candidate = gates.chunk(2, dim=1)
+        h = torch.lerp(h, torch.tanh(candidate), torch.sigmoid(gate))
+        out = _convolve(h, weight, None)
         force = out[:, 1:]
         if self.bridge:
-            slope = (window[:, self._ahead] - window[:, self._behind]) / 2
             force = force + self.log_gain.exp() * 2 * torch.sigmoid(out[:, :1]) * slope
         force = ops.gaussian(force, self.smooth_update)
         step = force * torch.rsqrt(1 + force.square().sum(1, keepdim=True) / self.longest_step**2)
@@ -133,6 +160,19 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if bias is not None:
         out = out + bias[:, None]
     return out.view(x.shape[0], -1, *x.shape[2:])
+
+
+def central_differences(dims: int) -> Tensor:
+    """The slope of a window of three voxels along each axis, as the weight of a convolution, `[dims, 3^dims, 1, ...]`.
+
+    >>> central_differences(2).flatten(1).tolist()
+    [[0.0, -0.5, 0.0, 0.0, 0.0, 0.0, 0.0, 0.5, 0.0], [0.0, 0.0, 0.0, -0.5, 0.0, 0.5, 0.0, 0.0, 0.0]]
+    """
+    weight, centre = torch.zeros(dims, 3**dims), 3**dims // 2
+    for axis in range(dims):
+        stride = 3 ** (dims - 1 - axis)  # the last axis is fastest
+        weight[axis, centre + stride], weight[axis, centre - stride] = 0.5, -0.5
+    return weight.view(dims, 3**dims, *[1] * dims)
 
 
 def squared_distance_features(fixed: Tensor, moving: Tensor) -> tuple[Tensor, Tensor, Tensor]:

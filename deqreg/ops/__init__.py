@@ -8,6 +8,7 @@ from deqreg.ops.anderson import (
 )
 from deqreg.ops.compose import compose
 from deqreg.ops.correlation import correlation
+from deqreg.ops.correlation_projection import correlation_projection
 from deqreg.ops.exponential import exponential
 from deqreg.ops.gaussian import MAX_SIGMA, gaussian
 from deqreg.ops.jacobian_determinant import jacobian_determinant
@@ -24,6 +25,7 @@ __all__ = [
     "anderson_update",
     "compose",
     "correlation",
+    "correlation_projection",
     "exponential",
     "gaussian",
     "jacobian_determinant",

@@ -44,6 +44,12 @@ def correlation(fixed: Tensor, moving: Tensor, displacement: Tensor | None = Non
     >>> correlation(features, features, radius=1)[0, 3:6, 0].tolist()
     [[0.5, 0.0, 0.0, 0.0], [0.5, 0.5, 0.5, 0.5], [0.0, 0.0, 0.0, 0.5]]
     """
+    check_features(fixed, moving, displacement, radius)
+    return torch.ops.deqreg.correlation(fixed, moving, displacement, radius)
+
+
+def check_features(fixed: Tensor, moving: Tensor, displacement: Tensor | None, radius: int) -> None:
+    """What is correlated: two features on one grid, a displacement there, and a radius."""
     checks.check_volume("fixed", fixed)
     if fixed.shape[1] == 0:
         raise ValueError(f"fixed must have at least one channel, got {list(fixed.shape)}")
@@ -57,7 +63,6 @@ def correlation(fixed: Tensor, moving: Tensor, displacement: Tensor | None = Non
             )
     if not 0 <= radius <= MAX_RADIUS:
         raise ValueError(f"radius must be 0 to {MAX_RADIUS}, got {radius}")
-    return torch.ops.deqreg.correlation(fixed, moving, displacement, radius)
 
 
 @torch.library.register_fake("deqreg::correlation")

@@ -128,6 +128,20 @@ def correlation(fixed: Tensor, moving: Tensor, displacement: Tensor | None = Non
     return torch.stack(products, dim=1) / math.sqrt(fixed.shape[1])
 
 
+def correlation_projection(
+    fixed: Tensor,
+    moving: Tensor,
+    displacement: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    radius: int,
+) -> Tensor:
+    """All correlations, and a matrix product."""
+    projected = torch.einsum("ok,nk...->no...", weight, correlation(fixed, moving, displacement, radius=radius))
+    return projected if bias is None else projected + bias.view(-1, *[1] * (fixed.ndim - 2))
+
+
 def jacobian_determinant(displacement: Tensor) -> Tensor:
     """`det(I + du/dx)` by `torch.gradient`."""
     columns = []

@@ -249,6 +249,29 @@ Outputs correlation(Backend& on, const Setting& s) {
   return {on.read(op.out, count, s.dtype)};
 }
 
+template <bool displaced, int outputs, bool with_bias, class Backend>
+Outputs correlation_projection(Backend& on, const Setting& s) {
+  Random random;
+  const std::int64_t voxels = s.image.voxels(), elements = s.batch * s.channels * voxels;
+  const auto count = static_cast<std::size_t>(s.batch * voxels * outputs);
+  deqreg::CorrelationProjection op{};
+  op.dtype = on.stored(s.dtype);
+  op.batch = s.batch;
+  op.channels = s.channels;
+  op.outputs = outputs;
+  op.radius = s.radius;
+  op.grid = s.image;
+  op.fixed = on.input(random.normal(elements), s.dtype);
+  op.moving = on.input(random.normal(elements), s.dtype);
+  if (displaced)
+    op.displacement = on.input(random.normal(s.batch * s.image.dims * voxels, s.displacement), coordinates_of(s.dtype));
+  op.weight = on.input(random.normal(outputs * static_cast<std::int64_t>(shifts_of(s)), 0.2), s.dtype);
+  if (with_bias) op.bias = on.input(random.normal(outputs), s.dtype);
+  op.out = on.output(count, s.dtype);
+  on.launch(op);
+  return {on.read(op.out, count, s.dtype)};
+}
+
 /// `needs`: 1 for the gradient by fixed, 2 by moving, 4 by the displacement, added up.
 template <bool displaced, int needs, class Backend>
 Outputs correlation_gradient(Backend& on, const Setting& s) {
@@ -476,6 +499,8 @@ void add_correlations(const Setting& setting, std::vector<Case<Backend>>& cases)
   cases.push_back({"correlation in place gradients", s, correlation_gradient<false, 3, Backend>});
   cases.push_back({"correlation", s, correlation<true, Backend>});
   cases.push_back({"correlation gradients", s, correlation_gradient<true, 7, Backend>, false});
+  cases.push_back({"correlation projection in place", s, correlation_projection<false, 5, true, Backend>});
+  cases.push_back({"correlation projection", s, correlation_projection<true, 5, false, Backend>});
   s.deterministic = true;
   cases.push_back({"correlation gradients", s, correlation_gradient<true, 7, Backend>});
 }
@@ -519,6 +544,9 @@ std::vector<Case<Backend>> all_cases() {
   cases.push_back({"correlation gradient by the displacement", one, correlation_gradient<true, 4, Backend>});
   cases.push_back({"correlation in place gradient by fixed", one, correlation_gradient<false, 1, Backend>});
   cases.push_back({"correlation in place gradient by moving", one, correlation_gradient<false, 2, Backend>});
+  // more outputs than a CUDA block has at a time
+  cases.push_back({"correlation projection of many in place", one, correlation_projection<false, 70, true, Backend>});
+  cases.push_back({"correlation projection of many", one, correlation_projection<true, 70, true, Backend>});
   for (DType dtype : {DType::float16, DType::bfloat16}) {
     Setting s;
     s.dtype = dtype;
