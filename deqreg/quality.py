@@ -15,9 +15,9 @@ from deqreg.spatial import scale_intensities
 _BACKGROUND = 0.05
 # Variance of the noise that a window has to exceed to count as alike: one per cent of the intensity range.
 _NOISE = 1e-4
-# Wrong pairs buy their likeness with an uneven field. Over all pairs tried likeness / unevenness^1.5 is 2.03 or more
-# for right ones and 1.71 or less for wrong ones; of the powers 1, 1.5 and 2 this one parts them best (docs/quality.md).
-_PRICE, _POWER = 1.85, 1.5
+# Wrong pairs buy their likeness with an uneven field. Over all pairs tried likeness / unevenness^1.5 is 2.21 or more
+# for right ones and 1.81 or less for wrong ones; of the powers 1, 1.5 and 2 this one parts them best (docs/quality.md).
+_PRICE, _POWER = 2.0, 1.5
 # Between what images hold in common by chance (noise, other organs: at most 0.22) and the least of a right pair, 0.38.
 _LEAST_SIMILARITY = 0.25
 # Right pairs have none, or single voxels; a field that is not smooth has percents of them.
@@ -59,7 +59,7 @@ def assess(
     """Judge a registration by the likeness it reached and the deformation it took.
 
     Failed is what leaves the images unlike, `s < 0.25`; what buys its likeness with an uneven field,
-    `s < 1.85 sd(log J)^1.5`; what folds in more than 0.1 % of the voxels; and what an affine start made six times as
+    `s < 2 sd(log J)^1.5`; what folds in more than 0.1 % of the voxels; and what an affine start made six times as
     large or as small. It can't tell a head from its mirror image: the two sides differ less than two people do.
 
     Args:

@@ -36,6 +36,7 @@ from deqreg.spatial import (
     resize,
     resize_displacement,
     scale_intensities,
+    self_similarity,
 )
 from deqreg.symmetric import solve_symmetric, square_root
 from deqreg.transforms import grid_of, join, split
@@ -367,6 +368,8 @@ def _fit_budget(preset: Preset, pair: _Pair, budget: int | None, sides: int) -> 
         return preset
     grid = _grid(pair.fixed)
     fields = _FIELD_COPIES + 2 * preset.memory
+    if preset.self_similarity:  # 2 d (d - 1) channels of two images, d of which are a field
+        fields += 4 * (grid.dims - 1)
 
     def needed(level: Level) -> int:
         shape, field_shape = level_shapes(grid, level, preset)
@@ -499,19 +502,24 @@ def _solve_level(
     fixed, moving = images
     shape, field_shape = level_shapes(fixed.grid, level, preset)
     grid = fixed.grid.resized(shape)
-    pulled = moving.at(min(fixed.grid.spacing) * level.factor)
+    pulled, seen = moving.at(min(fixed.grid.spacing) * level.factor), resize(fixed.data, grid.shape)
+    if features is not None:
+        features = resize(features[0], field_shape), resize(features[1], field_shape)
+    elif preset.self_similarity and level is preset.levels[-1]:
+        beside = resample(pulled.data, pulled.grid, grid, world)
+        features = self_similarity(seen, field_shape), self_similarity(beside, field_shape)
     landmarks = None
     if marks is not None:
         points, reached = (grid.resized(field_shape).to_voxels(side)[None] for side in marks)
         landmarks = points, reached - points
     update = VariationalUpdate(
-        resize(fixed.data, grid.shape),
+        seen,
         pulled.data,
         preset.method,
         field=field_shape,
         spacing=grid.spacing,
         affine=grid.map_to(pulled.grid, world),
-        features=None if features is None else (resize(features[0], field_shape), resize(features[1], field_shape)),
+        features=features,
         landmarks=landmarks,
     )
     return solve_level(update, resize_displacement(displacement, field_shape), level, preset, grid, label, progress)

@@ -19,6 +19,8 @@ from deqreg.spatial import Grid, Image, invert, resize_displacement
 
 # Denman and Beavers' iteration squares its error: a matrix that has a root has it to rounding long before.
 _ROOT_STEPS = 30
+# Of the inverse of either half, in voxels: a tenth of what the field's own equilibrium leaves.
+_TOL = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,11 +80,11 @@ def solve_symmetric(
         label = f"level {number}/{len(preset.levels)}"
         state, report = solve_level(update, start, level, preset, at, label, progress)
         reports.append(report)
-    to_fixed, to_moving = (u.contiguous() for u in state.split(dims, dim=1))
-    known = grid.resized(tuple(state.shape[2:]))
+    # inverted and composed at the images' resolution: at the field's own, Dice between heads is 0.006 lower
+    to_fixed, to_moving = (_fine(u, grid.shape, rounding) for u in state.split(dims, dim=1))
     return Symmetric(
-        _spread(_after(to_moving, to_fixed), known, images[0].grid, half, rounding),
-        _spread(_after(to_fixed, to_moving), known, images[1].grid, back, rounding),
+        _spread(_after(to_moving, to_fixed), grid, images[0].grid, half),
+        _spread(_after(to_fixed, to_moving), grid, images[1].grid, back),
         reports,
     )
 
@@ -138,16 +140,21 @@ def _half_way(images: tuple[Image, Image], maps: tuple[Tensor, Tensor], border: 
 
 def _after(outer: Tensor, inner: Tensor) -> Tensor:
     """One map after the inverse of another."""
-    inverse = invert(inner).value
+    inverse = invert(inner, tol=_TOL).value
     assert isinstance(inverse, Tensor)
     return ops.compose(outer, inverse)
 
 
-def _spread(u: Tensor, known: Grid, onto: Grid, world: Tensor, rounding: float) -> Tensor:
+def _fine(u: Tensor, shape: tuple[int, ...], rounding: float) -> Tensor:
+    """A displacement at more voxels, without the kinks that linear interpolation leaves."""
+    fine = resize_displacement(u.contiguous(), shape)
+    return fine if u.shape[2:] == fine.shape[2:] else ops.gaussian(fine, rounding)
+
+
+def _spread(u: Tensor, known: Grid, onto: Grid, world: Tensor) -> Tensor:
     """A displacement of a grid half-way as one in voxels of an image's grid; beyond its faces as it is there."""
     mapping = onto.map_to(known, world)
     still = u.new_zeros(1, onto.dims, *onto.shape)
     moved = ops.warp(u, still, affine=mapping.to(u)[None])
     linear = torch.linalg.inv(mapping[:, : onto.dims]).to(u)
-    fine = torch.einsum("ab,nb...->na...", linear, moved).contiguous()
-    return ops.gaussian(fine, rounding) if max(onto.spacing) < max(known.spacing) else fine
+    return torch.einsum("ab,nb...->na...", linear, moved).contiguous()

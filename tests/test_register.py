@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -11,6 +12,7 @@ from torch.nn import functional
 
 import deqreg
 from deqreg import io, metrics, ops
+from deqreg.spatial import self_similarity
 from tests.nets.test_variational import bump, texture
 from tests.spatial.test_affine import blobs, known
 from tests.spatial.test_grid import oblique
@@ -152,6 +154,27 @@ def test_landmarks_need_what_they_pull(options: dict) -> None:
     image = torch.rand(8, 8, 8)
     with pytest.raises(ValueError, match="use_landmarks needs"):
         deqreg.register(image, image, use_landmarks=True, **points, **options)
+
+
+@pytest.mark.parametrize("shape", [(48, 44), (32, 30, 36)])
+def test_the_lung_preset_is_guided_by_structure_on_the_finest_level(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fixed, moving, truth = pair(*shape)
+    described = []
+
+    def describe(image: Tensor, onto: tuple[int, ...]) -> Tensor:
+        described.append(tuple(image.shape[2:]))
+        return self_similarity(image, onto)
+
+    # deqreg.register, by name, is the function
+    monkeypatch.setattr(sys.modules["deqreg.register"], "self_similarity", describe)
+    found = deqreg.register(fixed, moving, preset="lung", initial="identity")
+    assert described == [found.levels[-1].shape] * 2
+    inside = (truth.norm(dim=0) > 0.5).float()
+    before = metrics.endpoint_error(torch.zeros_like(truth), truth, inside)["mean"]
+    assert metrics.endpoint_error(found.displacement, truth, inside)["mean"] < 0.4 * before
+    assert metrics.folding(found.displacement, found.fixed.affine) == 0
 
 
 def test_same_bits_again() -> None:

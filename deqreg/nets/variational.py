@@ -76,7 +76,7 @@ class Variational:
         longest_step: displacement that no step exceeds.
         smooth_update: standard deviation of the Gaussian on each step: how local a motion may be.
         smooth_field: standard deviation of the Gaussian on the field after each step: how strongly it is regularised.
-        guidance: weight of learned features' squared distance, where there are any, against the similarity.
+        guidance: weight of features' squared distance, where there are any, against the similarity.
         landmarks: weight of the landmarks' squared distance, where there are any, against the similarity.
     """
 
@@ -122,7 +122,7 @@ class VariationalUpdate:
     and most of what a step costs becomes an eighth. The images see it interpolated, `P u`, and `dS/du = P^T dS/d(Pu)`,
     a mean over the image's voxels rather than a sum.
 
-    Learned features `F` and `M` of the two images, where they are given, pull beside the similarity:
+    Features `F` and `M` of the two images, where they are given, pull beside the similarity:
     `-w |F - M o u|^2 / 2` is added to it at the field's voxels, `w` being the guidance. Points `p` with a displacement
     `q` that is known, landmarks, pull by `-w |u(p) - q|^2 / 2` in the field's voxels.
 

@@ -7,6 +7,7 @@ from deqreg.spatial.intensity import scale_intensities
 from deqreg.spatial.inverse import invert, invert_points
 from deqreg.spatial.pyramid import level_shape, pyramid
 from deqreg.spatial.resample import pull, resample, resize, resize_displacement, sample, scatter
+from deqreg.spatial.self_similarity import self_similarity
 
 __all__ = [
     "AffineStage",
@@ -26,4 +27,5 @@ __all__ = [
     "sample",
     "scale_intensities",
     "scatter",
+    "self_similarity",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,14 +21,17 @@ _LONGEST_STEP = 2.0
 # Picard's iteration runs away where a map stretches twofold, and Newton's where it starts too far off: half steps,
 # accelerated, come near, and then a few along slopes that are looked up anew in each round. Voxels, root mean square:
 # 1e-4 leaves the inverse of a brain's field within 0.01 voxels but at a dozen places, the farthest 0.03 off.
-_APPROACH = Anderson(memory=4, tol=1e-4, max_steps=8, damping=0.5, norm="rms", patience=None)
-_ROUND = Anderson(memory=3, tol=1e-4, max_steps=4, norm="rms", patience=None)
+_TOL = 1e-4
+_APPROACH = Anderson(memory=4, tol=_TOL, max_steps=8, damping=0.5, norm="rms", patience=None)
+_ROUND = Anderson(memory=3, tol=_TOL, max_steps=4, norm="rms", patience=None)
 _ROUNDS = 8
 _COARSEST = 16  # voxels; below this a coarser grid saves nothing
 _SLAB = 2**15  # voxels whose Jacobian is inverted at a time: the two dozen planes that takes stay in the cache
 
 
-def invert(displacement: Tensor, shape: Sequence[int] | None = None, affine: Tensor | None = None) -> Solution:
+def invert(
+    displacement: Tensor, shape: Sequence[int] | None = None, affine: Tensor | None = None, tol: float = _TOL
+) -> Solution:
     """The displacement of the inverse map, on any grid: `v = -u o (id + v)`.
 
     It is solved as an equilibrium, of `v <- v - J^-1 (v + u o (id + v))` near the end, `J = I + du/dx`.
@@ -36,6 +40,7 @@ def invert(displacement: Tensor, shape: Sequence[int] | None = None, affine: Ten
         displacement: `u`, `[N, d, *S]`, in voxels; held constant beyond its grid.
         shape: voxels of the inverse's grid; those of `u` if not given.
         affine: `A`, `[d, d + 1]`, voxels of the inverse's grid to voxels of `u`; the identity if not given.
+        tol: a step that is shorter, root mean square, in voxels of the inverse's grid, is the last.
 
     Returns:
         The `Solution` of the last round; its value is `v`, `[N, d, *shape]`, in voxels of the inverse's grid, as
@@ -58,7 +63,7 @@ def invert(displacement: Tensor, shape: Sequence[int] | None = None, affine: Ten
         raise ValueError(f"affine must be [{dims}, {dims + 1}] for this displacement, got {list(affine.shape)}")
     map_ = torch.eye(dims, dims + 1) if affine is None else affine
     size = tuple(displacement.shape[2:] if shape is None else shape)
-    return _nested(displacement.contiguous(), size, map_.double().cpu())
+    return _nested(displacement.contiguous(), size, map_.double().cpu(), tol)
 
 
 def invert_points(displacement: Tensor, points: Tensor) -> Tensor:
@@ -93,7 +98,7 @@ def invert_points(displacement: Tensor, points: Tensor) -> Tensor:
     return (found.flatten(2) + index).mT
 
 
-def _nested(u: Tensor, shape: tuple[int, ...], affine: Tensor) -> Solution:
+def _nested(u: Tensor, shape: tuple[int, ...], affine: Tensor, tol: float) -> Solution:
     """The inverse on a grid, started from the one on half as many voxels an axis."""
     dims, start = len(shape), None
     coarse = tuple((n + 1) // 2 for n in shape)
@@ -102,13 +107,13 @@ def _nested(u: Tensor, shape: tuple[int, ...], affine: Tensor) -> Solution:
         to_fine = torch.eye(dims + 1, dtype=torch.float64)
         to_fine[:dims, :dims] = step.diag()
         to_fine[:dims, dims] = (step - 1) / 2  # faces lie on faces
-        found = _nested(u, coarse, affine @ to_fine).value
+        found = _nested(u, coarse, affine @ to_fine, tol).value
         assert isinstance(found, Tensor)
         start = resize_displacement(found, shape)
-    return _solve(u, u.new_zeros(len(u), dims, *shape), affine, start)
+    return _solve(u, u.new_zeros(len(u), dims, *shape), affine, start, tol)
 
 
-def _solve(u: Tensor, target: Tensor, affine: Tensor, start: Tensor | None) -> Solution:
+def _solve(u: Tensor, target: Tensor, affine: Tensor, start: Tensor | None, tol: float = _TOL) -> Solution:
     """`v` with `v(x) + L^-1 u(A(x + v(x))) = target(x)` in voxels of the target's grid, `L` the linear part of `A`."""
     dims = u.shape[1]
     forth = affine[:, :dims].double()
@@ -126,7 +131,9 @@ def _solve(u: Tensor, target: Tensor, affine: Tensor, start: Tensor | None) -> S
     solution = None
     for _ in range(_ROUNDS):
         inverse = _inverse_slopes(u, start, mapping)
-        solution = fixed_point(lambda v, inverse=inverse: v - _bounded(inverse, rest(v)), start, solver=_ROUND)
+        solution = fixed_point(
+            lambda v, inverse=inverse: v - _bounded(inverse, rest(v)), start, solver=replace(_ROUND, tol=tol)
+        )
         assert isinstance(solution.value, Tensor)
         start = solution.value
         if solution.converged:
