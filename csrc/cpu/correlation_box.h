@@ -19,10 +19,11 @@ namespace deqreg::cpu::DEQREG_ISA {
 
 // Output voxels along the fastest axis that are in work together.
 constexpr std::int32_t run_voxels = 16;
-// Output voxels of a tile along each axis, before it is cut to fit the cache.
-constexpr std::int32_t tile_size[3] = {16, 16, 2 * run_voxels};
-// The larger a box, the less of it is shared with its neighbours and packed again; the last-level cache should hold it,
-// and the second level the windows of one run.
+// Output voxels of a tile along each axis, before it is cut to fit the cache. With some tens of channels what its
+// windows reach fits the second level, which is worth packing more of it twice.
+constexpr std::int32_t tile_size[3] = {8, 8, 2 * run_voxels};
+// What no box exceeds where windows scatter: the last-level cache should hold it, and the second level the windows of
+// one run.
 constexpr std::int64_t box_bytes = std::int64_t{3} << 20;
 
 /// A correlation over three axes; in 2-D the first has one voxel and one corner.
