@@ -15,7 +15,7 @@ from deqreg.registration import LevelReport, Progress
 from deqreg.spatial import Image, level_shape, resample, resize, resize_displacement
 
 # Most of the way is made on the coarse level, where a step costs a tenth: there, with a memory of 8, the residual is at
-# the tolerance after 31 to 38 steps on pairs that were not trained on; with 4, after 45 (docs/learned.md).
+# the tolerance after 29 to 39 steps on pairs that were not trained on (docs/learned.md).
 SOLVERS = (
     Anderson(memory=8, tol=0.003, max_steps=40, norm="rms", patience=None),
     Anderson(memory=4, tol=0.003, max_steps=6, norm="rms", patience=None),

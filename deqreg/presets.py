@@ -21,6 +21,15 @@ class Level:
     max_steps: int
 
 
+# translations at 8 mm reach centimetres; 4 mm is enough for the deformable levels to take over
+ALIGNMENT = (
+    AffineStage(8.0, "translation", 20),
+    AffineStage(8.0, "rigid", 30),
+    AffineStage(8.0, "affine", 40),
+    AffineStage(4.0, "affine", 25),
+)
+
+
 @dataclass(frozen=True)
 class Preset:
     """A way to register a kind of image.
@@ -40,13 +49,7 @@ class Preset:
     """
 
     name: str
-    affine: tuple[AffineStage, ...] = (
-        # translations at 8 mm reach centimetres; 4 mm is enough for the deformable levels to take over
-        AffineStage(8.0, "translation", 20),
-        AffineStage(8.0, "rigid", 30),
-        AffineStage(8.0, "affine", 40),
-        AffineStage(4.0, "affine", 25),
-    )
+    affine: tuple[AffineStage, ...] = ALIGNMENT
     affine_window: int = 5
     levels: tuple[Level, ...] = (Level(8, 40), Level(4, 40), Level(2, 40), Level(1, 30))
     method: Variational = field(default_factory=Variational)
@@ -67,9 +70,9 @@ class Preset:
 # (docs/method.md).
 BRAIN = Preset(
     "brain",
-    affine=(*Preset("").affine, AffineStage(2.0, "affine", 15)),
+    affine=(*ALIGNMENT, AffineStage(2.0, "affine", 15)),
     levels=(Level(4, 30), Level(2, 30), Level(1, 25)),
-    method=Variational(similarity=Lncc(epsilon=1e-4), step=4.0, smooth_update=1.0, smooth_field=0.43, guidance=1.0),
+    method=Variational(similarity=Lncc(epsilon=1e-4), step=4.0, smooth_update=1.0, smooth_field=0.43),
     tol=0.005,
     weights="brain",
 )

@@ -85,8 +85,8 @@ class Variational:
     longest_step: float = 0.25
     smooth_update: float = 1.5
     smooth_field: float = 0.5
-    # of unit vectors, with forces of images in [0, 1]: 1, 2 and 4 leave brains about as much alike (docs/method.md)
-    guidance: float = 2.0
+    # of unit vectors, with forces of images in [0, 1]: the best of 0, 1 and 2 between brains (docs/learned.md)
+    guidance: float = 1.0
     # half of a lung's landmarks: from 1.7 mm to 0.9, the others' error as it was (docs/method.md)
     landmarks: float = 2.0
 

@@ -5,7 +5,7 @@ from deqreg.spatial.contrast import contrast_is_reversed, match_contrast
 from deqreg.spatial.grid import Grid
 from deqreg.spatial.intensity import scale_intensities
 from deqreg.spatial.inverse import invert, invert_points
-from deqreg.spatial.pyramid import level_shape, pyramid
+from deqreg.spatial.pyramid import level_shape
 from deqreg.spatial.resample import pull, resample, resize, resize_displacement, sample, scatter
 from deqreg.spatial.self_similarity import self_similarity
 
@@ -20,7 +20,6 @@ __all__ = [
     "level_shape",
     "match_contrast",
     "pull",
-    "pyramid",
     "resample",
     "resize",
     "resize_displacement",

@@ -201,9 +201,9 @@ def align(
     """The affine world map under which two images are most alike.
 
     Maximises the mean squared local correlation over maps `p_moving = A p_fixed + t`, written as a product of matrix
-    exponentials about the middle of the fixed image, by L-BFGS, a stage after the other. The first stage starts from
-    the images as they lie, from their centres of mass and from the centres of their fields of view, and the best
-    goes on.
+    exponentials about the middle of the fixed image, by L-BFGS, a stage after the other. A stage that changes volumes
+    more than tenfold is dropped with those after it, with a warning. The first stage starts from the
+    images as they lie, from their centres of mass and from the centres of their fields of view, and the best goes on.
 
     Args:
         fixed: the image that stays.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from deqreg.spatial.grid import Grid
 
 # Below this many voxels along an axis a window of the similarity no longer fits beside its neighbour.
@@ -32,21 +30,3 @@ def level_shape(grid: Grid, spacing: float) -> tuple[int, ...]:
         wanted = round(size * min(fine / spacing, 1.0))
         shape.append(max(wanted, min(size, _SMALLEST_AXIS)))
     return tuple(shape)
-
-
-def pyramid(grid: Grid, factors: Sequence[float]) -> list[Grid]:
-    """Grids over the same extent with voxels `factor` times the finest spacing, coarsest first.
-
-    Args:
-        grid: the finest grid.
-        factors: how many times larger the voxels of each level are.
-
-    Returns:
-        A grid a factor; levels of equal shape are listed once each.
-
-    >>> import torch
-    >>> [g.shape for g in pyramid(Grid((64, 48), torch.eye(3, dtype=torch.float64)), (4, 2, 1))]
-    [(16, 12), (32, 24), (64, 48)]
-    """
-    finest = min(grid.spacing)
-    return [grid.resized(level_shape(grid, finest * factor)) for factor in factors]

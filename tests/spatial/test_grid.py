@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deqreg.spatial import Grid, level_shape, pyramid
+from deqreg.spatial import Grid, level_shape
 
 
 def oblique(shape: tuple[int, ...] = (10, 12, 14)) -> Grid:
@@ -56,10 +56,11 @@ def test_thick_slices_are_kept_until_the_others_catch_up() -> None:
     assert level_shape(grid, 10.0) == (26, 26, 20)
 
 
-def test_pyramid_ends_at_the_grid_and_never_vanishes() -> None:
-    grids = pyramid(oblique((10, 12, 200)), (8, 4, 1))
-    assert grids[-1].shape == (10, 12, 200)
-    assert min(min(g.shape) for g in grids) >= 10
+def test_levels_end_at_the_grid_and_never_vanish() -> None:
+    grid = oblique((10, 12, 200))
+    shapes = [level_shape(grid, min(grid.spacing) * factor) for factor in (8, 4, 1)]
+    assert shapes[-1] == (10, 12, 200)
+    assert min(min(shape) for shape in shapes) >= 10
 
 
 @pytest.mark.parametrize(
