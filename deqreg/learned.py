@@ -108,7 +108,7 @@ def solve_learned(
 
 
 def _coarser(grid: Grid, stride: int) -> Grid:
-    """The grid of every `stride` voxels along each axis together, from the first on; the last may reach past the end."""
+    """The grid of blocks of `stride` voxels along each axis; the last may reach past the end."""
     dims = grid.dims
     voxels = torch.eye(dims + 1, dtype=torch.float64)
     voxels[:dims] *= stride

@@ -80,9 +80,9 @@ def solve_symmetric(
             affines=(at.map_to(seen[0].grid, back), at.map_to(seen[1].grid, half)),
             features=None if features is None else features.on(at.resized(field), back),
         )
-        start = torch.cat([resize_displacement(u, field) for u in state.split(dims, dim=1)], dim=1)
+        state = torch.cat([resize_displacement(u, field) for u in state.split(dims, dim=1)], dim=1)
         label = f"level {number}/{len(preset.levels)}"
-        state, report = solve_level(update, start, level, preset, at, label, progress)
+        state, report = solve_level(update, state, level, preset, at, label, progress)
         reports.append(report)
     # inverted and composed at the images' resolution: at the field's own, Dice between heads is 0.006 lower
     to_fixed, to_moving = (_fine(u, grid.shape, rounding) for u in state.split(dims, dim=1))

@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from deqreg import Registration, ops, register
+from deqreg.learned import Features, _coarser
+from deqreg.nets.encoder import pad_to_multiple
+from deqreg.spatial import Grid
 
 pytest.importorskip("safetensors")
 
@@ -58,8 +61,38 @@ def test_refinement_brings_images_closer_on_the_grid_that_is_finer() -> None:
         for refine in (False, True)
     )
     assert error(refined) < error(learned)
-    assert (len(learned.levels), len(refined.levels)) == (1, 2)
-    assert min(refined.levels[1].spacing) < 0.8 * min(refined.levels[0].spacing)
+    assert (len(learned.levels), len(refined.levels)) == (1, 4)
+    assert min(refined.levels[-1].spacing) < 0.8 * min(refined.levels[0].spacing)
+
+
+def test_refined_half_way_the_inverse_comes_out() -> None:
+    moving = head(2)
+    fixed = pushed(moving, 6.0)
+    refined = register(
+        fixed, moving, preset="brain", method="equilibrium", initial="identity", refine=True, symmetric=True
+    )
+    pushed_part = tuple(slice(3 * n // 8, 5 * n // 8) for n in refined.fixed.data.shape)
+    after, before = (
+        (refined.fixed.data - image)[pushed_part].norm() for image in (refined.warped, refined.moving.data)
+    )
+    assert after < 0.2 * before
+    assert refined.report()["inverse_consistency_mm"]["mean"] < 0.1  # of voxels of 2 mm
+    # the learned field is where it starts: the first level begins beyond what the images as they lie have in common
+    assert refined.levels[1].similarity_before > refined.levels[0].similarity_before
+
+
+def test_features_lie_where_their_blocks_of_voxels_do() -> None:
+    """A ramp over the world, averaged in blocks and brought back, is what it was away from the faces."""
+    world = torch.tensor([[0.0, 2, 0, 5], [1, 0, 0, -3], [0, 0, 3, 7], [0, 0, 0, 1]], dtype=torch.float64)
+    grid = Grid((9, 8, 11), world)
+    voxels = torch.cartesian_prod(*(torch.arange(n, dtype=torch.float64) for n in grid.shape))
+    ramp = grid.to_world(voxels).T.reshape(1, 3, *grid.shape).float()
+    blocks = torch.nn.functional.avg_pool3d(pad_to_multiple(ramp, 2), 2)
+    features = Features(blocks, 2 * blocks, _coarser(grid, 2))
+    fixed, moving = features.on(grid)
+    inside = (..., *[slice(1, 7)] * 3)
+    torch.testing.assert_close(fixed[inside], ramp[inside])
+    torch.testing.assert_close(moving[inside], 2 * ramp[inside])
 
 
 def test_slices_have_no_weights() -> None:

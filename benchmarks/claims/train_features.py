@@ -8,8 +8,8 @@ softmax). Features of one label in two heads are then alike and those of others 
 at. Voxels are drawn over labels by the power 0.4 of their volume, since Dice counts labels and not voxels. Heads are
 mirrored, left labels for right ones, turned, scaled, shifted, bent, and changed in contrast and noise.
 
-Features have voxels of 2 mm. An encoder of images at 2 mm computes at 4 mm; one of images at 1 mm, at 2 mm, and takes what
-lies deeper from the first, which learns it in a quarter of the time. The second half, `deqreg train
+Features have voxels of 2 mm. An encoder of images at 2 mm computes at 4 mm; one of images at 1 mm computes at 2 mm, and
+takes what lies deeper from the first, so that it begins where that ended. The second half, `deqreg train
 benchmarks/claims/brain.yaml`, starts from the result.
 """
 

@@ -17,8 +17,8 @@ class Encoder(nn.Module):
     """Unit feature vectors for every voxel of an image, `[N, 1, *S]` -> `[N, channels, *S / stride]`.
 
     Voxels are first folded, two along each axis, into channels, so that nothing is computed on the full grid: that is
-    where the time of a U-Net goes. With a stride of 1 they are unfolded at the end. Statistics are of one image (instance normalisation): what
-    an image becomes does not depend on its batch mates.
+    where the time of a U-Net goes. With a stride of 1 they are unfolded at the end. Statistics are of one image
+    (instance normalisation): what an image becomes does not depend on its batch mates.
 
     Args:
         dims: 2 or 3.

@@ -76,8 +76,8 @@ class DEQReg(nn.Module):
             raise ValueError(f"strides must be multiples of the encoder's, {encoder_stride}, got {strides}")
         self._arguments: dict[str, Any] = {
             "dims": dims, "channels": channels, "widths": list(widths), "encoder_stride": encoder_stride,
-            "strides": strides, "hidden": hidden, "kernel": kernel, "bridge": bridge, "contrast": contrast, "gain": gain, "longest_step": longest_step,
-            "smooth_update": smooth_update, "smooth_field": smooth_field,
+            "strides": strides, "hidden": hidden, "kernel": kernel, "bridge": bridge, "contrast": contrast,
+            "gain": gain, "longest_step": longest_step, "smooth_update": smooth_update, "smooth_field": smooth_field,
         }  # fmt: skip
         solvers = list(solver) if isinstance(solver, Sequence) else [solver] * len(strides)
         if len(solvers) != len(strides):

@@ -14,10 +14,13 @@ from deqreg.nets.variational import Variational, VariationalUpdate
 class SymmetricUpdate:
     """One step of two displacements of a grid half-way, `z = (a, b) -> f(z)`: fixed is seen at `a`, moving at `b`.
 
-    `f(a, b) = G_field * (compose(a, -s), compose(b, s))`, with the step `s` of `VariationalUpdate` for the force
+    `f(a, b) = G_field * (compose(a, -s / 2), compose(b, s / 2))`, with the step `s` of `VariationalUpdate` for the force
     `F = G_update * (dS/db - dS/da) / 2`, `S` being the similarity of `fixed o (id + a)` and `moving o (id + b)`. To
-    exchange the images exchanges `a` and `b` and turns `s` around. Each has half of the way to go, and both images'
-    gradients pull.
+    exchange the images exchanges `a` and `b` and turns `s` around. Each goes half of a step, so that they approach each
+    other by one, and both images' gradients pull.
+
+    Features `F` and `M` of the two images, where they are given, pull beside the similarity:
+    `-w |F o (id + a) - M o (id + b)|^2 / 2` is added to it at the field's voxels, `w` being the guidance.
 
     Args:
         fixed: `[N, 1, *S_fixed]`, scaled to about [0, 1].
@@ -64,7 +67,7 @@ class SymmetricUpdate:
         )
 
     def step(self, halves: Sequence[Tensor]) -> Tensor:
-        """What moving has to step and fixed to step back, `[N, d, *field]`, in voxels of the field, bounded."""
+        """What brings moving closer to fixed, `[N, d, *field]`, in voxels of the field, bounded."""
         fine = [side.on_image(half) for side, half in zip(self.sides, halves, strict=True)]
         seen = [side.sampled(u) for side, u in zip(self.sides, fine, strict=True)]
         self.similarity, *by_image = self.method.similarity.value_and_gradients(*seen)
@@ -84,6 +87,6 @@ class SymmetricUpdate:
     def __call__(self, state: Tensor) -> Tensor:
         """The next fields, `[N, 2 d, *field]`, in their voxels: that of fixed, then that of moving."""
         halves = [half.contiguous() for half in state.chunk(2, dim=1)]
-        step = self.step(halves)
+        step = self.step(halves).div_(2)
         moved = torch.cat([ops.compose(halves[0], -step), ops.compose(halves[1], step)], dim=1)
         return self.sides[0].smoothed_field(moved)

@@ -34,6 +34,20 @@ def test_features_are_unit_vectors_on_any_grid_and_ignore_batch_mates(shape: tup
     torch.testing.assert_close(encoder(images[1:]), features[1:], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(25, 20), (13, 10, 12)])
+def test_features_of_half_the_resolution_and_what_they_register(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    net = small(len(shape), encoder_stride=2, strides=(4, 2))
+    images = torch.rand(2, 1, 1, *shape)
+    features = net.encoder(images[0]), net.encoder(images[1])
+    assert features[0].shape == (1, net.encoder.channels, *(-(-n // 2) for n in shape))
+    u, solution = net(*images, features=features)
+    assert u.shape == (1, len(shape), *shape)
+    torch.testing.assert_close(net(*images)[0], u)
+    with pytest.raises(ValueError, match="multiples of the encoder's, 2"):
+        small(len(shape), encoder_stride=2, strides=(2, 1))
+
+
 def test_features_move_with_the_image() -> None:
     """By a multiple of what is folded and pooled, away from the faces: what an update aligns is where the image is."""
     torch.manual_seed(0)

@@ -222,9 +222,10 @@ def test_same_bits_at_any_thread_count(threads: None) -> None:
 
 def test_the_gradients_mirror_when_the_images_change_places() -> None:
     fixed, warped = pair(9, 10, 11)
-    value, by_fixed, by_warped = torch.ops.deqreg.lncc_gradient(fixed, warped, None, 5, 1e-6, 0.0, True, True)
-    swapped = torch.ops.deqreg.lncc_gradient(warped, fixed, None, 5, 1e-6, 0.0, True, True)
+    value, by_fixed, by_warped = ops.lncc_gradients(fixed, warped, window=5)
+    swapped = ops.lncc_gradients(warped, fixed, window=5)
     torch.testing.assert_close(swapped, (value, by_warped, by_fixed), rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close((value, by_warped), ops.lncc_gradient(fixed, warped, window=5), rtol=0, atol=0)
 
 
 def test_non_contiguous_inputs() -> None:
@@ -265,7 +266,7 @@ IMAGE = torch.zeros(1, 1, 4, 4)
     ],
 )
 def test_errors_state_the_contract(fixed: Tensor, warped: Tensor, kwargs: dict, message: str) -> None:
-    for function in (ops.lncc, ops.lncc_gradient):
+    for function in (ops.lncc, ops.lncc_gradient, ops.lncc_gradients):
         with pytest.raises(ValueError, match=message):
             function(fixed, warped, **kwargs)
 
