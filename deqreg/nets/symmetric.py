@@ -14,7 +14,7 @@ from deqreg.nets.variational import Variational, VariationalUpdate
 class SymmetricUpdate:
     """One step of two displacements of a grid half-way, `z = (a, b) -> f(z)`: fixed is seen at `a`, moving at `b`.
 
-    `f(a, b) = G_field * (compose(a, -s / 2), compose(b, s / 2))`, with the step `s` of `VariationalUpdate` for the force
+    `f(a, b) = G_field * (compose(a, -s / 2), compose(b, s / 2))`, with the step `s` of `VariationalUpdate` for a force
     `F = G_update * (dS/db - dS/da) / 2`, `S` being the similarity of `fixed o (id + a)` and `moving o (id + b)`. To
     exchange the images exchanges `a` and `b` and turns `s` around. Each goes half of a step, so that they approach each
     other by one, and both images' gradients pull.

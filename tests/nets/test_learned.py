@@ -41,7 +41,7 @@ def test_features_of_half_the_resolution_and_what_they_register(shape: tuple[int
     images = torch.rand(2, 1, 1, *shape)
     features = net.encoder(images[0]), net.encoder(images[1])
     assert features[0].shape == (1, net.encoder.channels, *(-(-n // 2) for n in shape))
-    u, solution = net(*images, features=features)
+    u, _ = net(*images, features=features)
     assert u.shape == (1, len(shape), *shape)
     torch.testing.assert_close(net(*images)[0], u)
     with pytest.raises(ValueError, match="multiples of the encoder's, 2"):
