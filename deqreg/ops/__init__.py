@@ -3,6 +3,7 @@
 from deqreg.ops.anderson import (
     anderson_mix,
     anderson_partials,
+    anderson_ring,
     anderson_solve,
     anderson_update,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "MAX_SIGMA",
     "anderson_mix",
     "anderson_partials",
+    "anderson_ring",
     "anderson_solve",
     "anderson_update",
     "compose",
