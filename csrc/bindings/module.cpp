@@ -5,7 +5,6 @@
 #include <string>
 #include <vector>
 
-#include "bindings/huge_pages.h"
 #include "kernels.h"
 
 namespace {
@@ -38,7 +37,6 @@ PYBIND11_MODULE(_C, m) {
   m.attr("anderson_chunk") = deqreg::core::anderson_chunk;
   m.attr("anderson_max_slots") = deqreg::core::anderson_max_slots;
   m.attr("compiler") = DEQREG_COMPILER;
-  m.def("advise_huge_pages", &deqreg::bindings::advise_huge_pages, pybind11::arg("begin"), pybind11::arg("bytes"));
   m.def("instruction_sets_compiled", [] { return instruction_sets(deqreg::cpu::isa_compiled); });
   m.def("instruction_sets_supported", [] { return instruction_sets(deqreg::cpu::isa_supported); });
   m.def("instruction_set", [] { return isa_names[static_cast<int>(deqreg::cpu::isa_selected())]; });

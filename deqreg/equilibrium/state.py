@@ -16,7 +16,6 @@ from deqreg.ops.anderson import (
     AndersonStatus,
     anderson_mix,
     anderson_partials,
-    anderson_ring,
     anderson_solve,
     anderson_update,
 )
@@ -45,8 +44,8 @@ class AndersonState:
         slots = max(solver.memory, 2)
         self.solver = solver
         self.z = tuple(part.detach().clone(memory_format=torch.contiguous_format) for part in z0)
-        self.values = [anderson_ring(slots, part) for part in z0]
-        self.residuals = [anderson_ring(slots, part) for part in z0]
+        self.values = [torch.empty((slots, *part.shape), dtype=part.dtype, device=device) for part in z0]
+        self.residuals = [torch.empty_like(values) for values in self.values]
         elements = [math.prod(part.shape[1:]) for part in z0]
         self.norm = denominator(solver.norm, sum(elements))
         counts = [anderson_partials(count) for count in elements]

@@ -3,7 +3,6 @@
 from deqreg.ops.anderson import (
     anderson_mix,
     anderson_partials,
-    anderson_ring,
     anderson_solve,
     anderson_update,
 )
@@ -22,7 +21,6 @@ __all__ = [
     "MAX_SIGMA",
     "anderson_mix",
     "anderson_partials",
-    "anderson_ring",
     "anderson_solve",
     "anderson_update",
     "compose",

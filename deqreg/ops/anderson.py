@@ -63,19 +63,6 @@ def anderson_partials(elements: int) -> int:
     return math.ceil(elements / _C.anderson_chunk)
 
 
-def anderson_ring(slots: int, z: Tensor) -> Tensor:
-    """An uninitialised ring for the state `z`, `[slots, *z.shape]`, on huge pages where it is large and the CPU's.
-
-    >>> import torch
-    >>> anderson_ring(5, torch.zeros(1, 3, 4, 4)).shape
-    torch.Size([5, 1, 3, 4, 4])
-    """
-    ring = torch.empty((slots, *z.shape), dtype=z.dtype, device=z.device)
-    if ring.device.type == "cpu":
-        _C.advise_huge_pages(ring.data_ptr(), ring.nbytes)
-    return ring
-
-
 def anderson_update(
     z: Tensor, value: Tensor, values: Tensor, residuals: Tensor, partials: Tensor, counters: Tensor, offset: int = 0
 ) -> None:
