@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from deqreg import ops
@@ -12,7 +14,7 @@ from deqreg.equilibrium import Anderson
 from deqreg.nets import Similarity
 from deqreg.nets.pretrained import load_weights, packaged
 from deqreg.registration import LevelReport, Progress
-from deqreg.spatial import Image, level_shape, resample, resize, resize_displacement
+from deqreg.spatial import Grid, Image, level_shape, resample, resize, resize_displacement
 
 # Most of the way is made on the coarse level, where a step costs a tenth: there, with a memory of 8, the residual is at
 # the tolerance after 29 to 39 steps on pairs that were not trained on (docs/learned.md).
@@ -22,14 +24,35 @@ SOLVERS = (
 )
 
 
+@dataclass(frozen=True, eq=False)
+class Features:
+    """What the encoder made of both images.
+
+    Attributes:
+        fixed: `[1, C, *S]`.
+        moving: as fixed, of the moving image under the affine map.
+        grid: where the voxels of both lie.
+    """
+
+    fixed: Tensor
+    moving: Tensor
+    grid: Grid
+
+    def on(self, grid: Grid, world: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Both on another grid, `out(x) = features(W(x))`; `world` is the identity if not given."""
+        fixed, moving = (resample(learned, self.grid, grid, world) for learned in (self.fixed, self.moving))
+        return fixed, moving
+
+
 def solve_learned(
     images: tuple[Image, Image],
     world: Tensor,
     displacement: Tensor,
     weights: str,
     similarity: Similarity,
+    rounding: float,
     progress: Callable[[Progress], None] | None = None,
-) -> tuple[Tensor, LevelReport, tuple[Tensor, Tensor]]:
+) -> tuple[Tensor, LevelReport, Features]:
     """The equilibrium of the learned update.
 
     Args:
@@ -38,10 +61,12 @@ def solve_learned(
         displacement: where to start, `[1, d, *S]`, in voxels of any grid over fixed.
         weights: the name of weights that come with the package.
         similarity: what is reported before and after; it has no part in the solution.
+        rounding: standard deviation of the Gaussian that takes off interpolation's kinks, in voxels of the network's
+            images.
         progress: called when it is done.
 
     Returns:
-        The displacement in voxels of the network's grid, how it went, and the features of fixed and moving there.
+        The displacement in voxels of the network's grid, how it went, and the features of fixed and moving.
 
     Raises:
         ValueError: the weights are for images of another number of axes.
@@ -56,6 +81,8 @@ def solve_learned(
     start = resize_displacement(displacement, grid.shape)
     features = net.encoder(pair[0]), net.encoder(pair[1])
     u, solution = net(*pair, start=start, features=features)
+    if net.strides[-1] > 1:
+        u = ops.gaussian(u, rounding)
     before, after = (
         float(similarity.value_and_gradient(pair[0], ops.warp(pair[1], field), None)[0][0]) for field in (start, u)
     )
@@ -77,4 +104,13 @@ def solve_learned(
         jacobian_range=(float(low), float(high)),
         seconds=time.perf_counter() - started,
     )
-    return u, report, features
+    return u, report, Features(*features, _coarser(grid, net.encoder.stride))
+
+
+def _coarser(grid: Grid, stride: int) -> Grid:
+    """The grid of every `stride` voxels along each axis together, from the first on; the last may reach past the end."""
+    dims = grid.dims
+    voxels = torch.eye(dims + 1, dtype=torch.float64)
+    voxels[:dims] *= stride
+    voxels[:dims, dims] = (stride - 1) / 2
+    return Grid(tuple(-(-size // stride) for size in grid.shape), grid.affine @ voxels)

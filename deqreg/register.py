@@ -20,7 +20,7 @@ from torch.nn import functional
 from deqreg import io, ops
 from deqreg.io import DisplacementField, Volume
 from deqreg.io.volumes import Source
-from deqreg.learned import solve_learned
+from deqreg.learned import Features, solve_learned
 from deqreg.levels import level_shapes, solve_level
 from deqreg.nets import VariationalUpdate
 from deqreg.presets import BRAIN, GENERIC, LUNG, PRESETS, Level, Preset
@@ -182,20 +182,22 @@ def register(
         marks = _marks(pair, world) if use_landmarks else None
         first, inner = _domain(*images, world)
         displacement = _inside(displacement, first, inner.grid.shape)
-        classical, features = () if symmetric else chosen.levels, None
-        if symmetric:
-            with clock.stage("symmetric"):
-                border = _BORDER * min(images[0].grid.spacing)
-                found = solve_symmetric(images, world, chosen, border, _ROUNDING, progress)
-                displacement, inverse, levels = found.displacement, found.inverse, found.levels
+        features = None
         if weights is not None:
             with clock.stage("learned"):
                 displacement, report, features = solve_learned(
-                    (inner, images[1]), world, displacement, weights, chosen.method.similarity, progress
+                    (inner, images[1]), world, displacement, weights, chosen.method.similarity, _ROUNDING, progress
                 )
                 levels.append(report)
-            # from the coarsest level again: what the learned features pull at there, the field has to have room for
-            classical = classical if refine else ()
+        if symmetric:
+            with clock.stage("symmetric"):
+                start = displacement, inner.grid.resized(displacement.shape[2:])
+                border = _BORDER * min(images[0].grid.spacing)
+                found = solve_symmetric(images, world, start, features, chosen, border, _ROUNDING, progress)
+                displacement, inverse = found.displacement, found.inverse
+                levels += found.levels
+        # refined from the coarsest level again: what the learned features pull at there, the field has to have room for
+        classical = () if symmetric or (weights is not None and not refine) else chosen.levels
         for number, level in enumerate(classical, 1):
             with clock.stage(f"level {number}"):
                 label = f"level {number}/{len(classical)}"
@@ -263,8 +265,10 @@ def _check_choices(preset: str, method: str, device: str, contrast: str, refine:
             raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
     if refine and method != "equilibrium":
         raise ValueError(f"refine goes on from the learned field: it needs method equilibrium, got {method}")
-    if symmetric and method != "variational":
-        raise ValueError(f"symmetric needs method variational, got {method}")
+    if symmetric and method == "equilibrium" and not refine:
+        raise ValueError(
+            "symmetric is a way of the classical update: with method equilibrium it needs refine, got none"
+        )
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device cuda was asked for, but torch sees no GPU here; use --device cpu, or auto")
 
@@ -495,7 +499,7 @@ def _solve_level(
     preset: Preset,
     label: str,
     progress: Callback | None,
-    features: tuple[Tensor, Tensor] | None,
+    features: Features | None,
     marks: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, LevelReport]:
     """The equilibrium on one level, started from the coarser one's."""
@@ -503,11 +507,12 @@ def _solve_level(
     shape, field_shape = level_shapes(fixed.grid, level, preset)
     grid = fixed.grid.resized(shape)
     pulled, seen = moving.at(min(fixed.grid.spacing) * level.factor), resize(fixed.data, grid.shape)
+    beside = None
     if features is not None:
-        features = resize(features[0], field_shape), resize(features[1], field_shape)
+        beside = features.on(grid.resized(field_shape))
     elif preset.self_similarity and level is preset.levels[-1]:
-        beside = resample(pulled.data, pulled.grid, grid, world)
-        features = self_similarity(seen, field_shape), self_similarity(beside, field_shape)
+        aligned = resample(pulled.data, pulled.grid, grid, world)
+        beside = self_similarity(seen, field_shape), self_similarity(aligned, field_shape)
     landmarks = None
     if marks is not None:
         points, reached = (grid.resized(field_shape).to_voxels(side)[None] for side in marks)
@@ -519,7 +524,7 @@ def _solve_level(
         field=field_shape,
         spacing=grid.spacing,
         affine=grid.map_to(pulled.grid, world),
-        features=features,
+        features=beside,
         landmarks=landmarks,
     )
     return solve_level(update, resize_displacement(displacement, field_shape), level, preset, grid, label, progress)

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from deqreg import ops
+from deqreg.learned import Features
 from deqreg.levels import level_shapes, solve_level
 from deqreg.nets import SymmetricUpdate
 from deqreg.presets import Preset
 from deqreg.registration import LevelReport, Progress
-from deqreg.spatial import Grid, Image, invert, resize_displacement
+from deqreg.spatial import Grid, Image, invert, resample, resize_displacement
 
 # Denman and Beavers' iteration squares its error: a matrix that has a root has it to rounding long before.
 _ROOT_STEPS = 30
@@ -39,8 +40,8 @@ class Symmetric:
 
 
 def solve_symmetric(
-    images: tuple[Image, Image], world: Tensor, preset: Preset, border: float, rounding: float,
-    progress: Callable[[Progress], None] | None = None,
+    images: tuple[Image, Image], world: Tensor, start: tuple[Tensor, Grid], features: Features | None, preset: Preset,
+    border: float, rounding: float, progress: Callable[[Progress], None] | None = None,
 ) -> Symmetric:  # fmt: skip
     """Both images' displacements of a grid half-way, at their equilibrium on each level, and what they make together.
 
@@ -50,6 +51,8 @@ def solve_symmetric(
     Args:
         images: fixed and moving, scaled to [0, 1], each on its grid.
         world: `W`, the affine map from fixed to moving points, `[d + 1, d + 1]`.
+        start: `u`, `[1, d, *S]`, in voxels of the grid beside it, which covers fixed: of which either image goes half.
+        features: learned ones of both images, which pull beside the similarity, or None.
         preset: levels, method and solver.
         border: millimetres by which the grid half-way reaches past what there is to align.
         rounding: standard deviation of the Gaussian that takes off interpolation's kinks, in voxels.
@@ -61,7 +64,7 @@ def solve_symmetric(
     half, back = square_root(world)
     grid = _half_way(images, (half, back), border)
     dims = grid.dims
-    state = images[0].data.new_zeros(1, 2 * dims, *[1] * dims)
+    state = _halves(*start, grid.resized(level_shapes(grid, preset.levels[0], preset)[1]), back)
     reports = []
     for number, level in enumerate(preset.levels, 1):
         shape, field = level_shapes(grid, level, preset)
@@ -75,6 +78,7 @@ def solve_symmetric(
             field=field,
             spacing=at.spacing,
             affines=(at.map_to(seen[0].grid, back), at.map_to(seen[1].grid, half)),
+            features=None if features is None else features.on(at.resized(field), back),
         )
         start = torch.cat([resize_displacement(u, field) for u in state.split(dims, dim=1)], dim=1)
         label = f"level {number}/{len(preset.levels)}"
@@ -136,6 +140,13 @@ def _half_way(images: tuple[Image, Image], maps: tuple[Tensor, Tensor], border: 
         first.append(begin)
         shape.append(end - begin)
     return grid.cropped(first, shape)
+
+
+def _halves(u: Tensor, known: Grid, onto: Grid, back: Tensor) -> Tensor:
+    """A displacement between fixed and moving as two of a grid half-way: each side goes half of it."""
+    linear = torch.linalg.inv(onto.map_to(known, back)[:, : onto.dims]).to(u)
+    half = torch.einsum("ab,nb...->na...", linear, resample(u, known, onto, back)).div_(2)
+    return torch.cat([-half, half], dim=1)
 
 
 def _after(outer: Tensor, inner: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "learned": {"registration", "nets", "equilibrium", "spatial", "ops"},
     "transforms": {"io", "spatial"},
     "levels": {"presets", "registration", "equilibrium", "spatial", "ops"},
-    "symmetric": {"levels", "presets", "registration", "nets", "spatial", "ops"},
+    "symmetric": {"learned", "levels", "presets", "registration", "nets", "spatial", "ops"},
     "register": {
         "learned",
         "levels",

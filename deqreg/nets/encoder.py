@@ -1,4 +1,4 @@
-"""Features of an image: a small U-Net that computes at half the resolution it returns."""
+"""Features of an image: a small U-Net that computes at half the image's resolution."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ MODE = {2: "bilinear", 3: "trilinear"}
 
 
 class Encoder(nn.Module):
-    """Unit feature vectors for every voxel of an image, `[N, 1, *S]` -> `[N, channels, *S]`.
+    """Unit feature vectors for every voxel of an image, `[N, 1, *S]` -> `[N, channels, *S / stride]`.
 
-    Voxels are first folded, two along each axis, into channels, and unfolded at the end, so that nothing is computed on
-    the full grid: that is where the time of a U-Net goes. Statistics are of one image (instance normalisation): what
+    Voxels are first folded, two along each axis, into channels, so that nothing is computed on the full grid: that is
+    where the time of a U-Net goes. With a stride of 1 they are unfolded at the end. Statistics are of one image (instance normalisation): what
     an image becomes does not depend on its batch mates.
 
     Args:
         dims: 2 or 3.
         channels: of the features.
         widths: channels at 1/2, 1/4, 1/8 ... of the resolution; as many scales as there are numbers.
+        stride: voxel edge of the features, in voxels of the image, 1 or 2. With 2 an odd axis is rounded up.
 
     Raises:
         ValueError: when an argument or the image breaks this contract.
@@ -36,20 +37,24 @@ class Encoder(nn.Module):
     ([1, 4, 13, 10], True)
     """
 
-    def __init__(self, *, dims: int = 3, channels: int = 16, widths: Sequence[int] = (32, 64, 96, 128)) -> None:
+    def __init__(
+        self, *, dims: int = 3, channels: int = 16, widths: Sequence[int] = (32, 64, 96, 128), stride: int = 1
+    ) -> None:
         super().__init__()
         if dims not in CONV:
             raise ValueError(f"dims must be 2 or 3, got {dims}")
         if channels < 1 or len(widths) == 0 or min(widths) < 1:
             raise ValueError(f"channels and widths must be positive, got {channels} and {list(widths)}")
-        self.dims, self.channels = dims, channels
+        if stride not in (1, 2):
+            raise ValueError(f"the encoder's stride must be 1 or 2, got {stride}")
+        self.dims, self.channels, self.stride = dims, channels, stride
         conv, pairs = CONV[dims], list(pairwise(widths))
         self.stem = conv(2**dims, widths[0], 1)
         self.down = nn.ModuleList(_Block(dims, width) for width in widths)
         self.widen = nn.ModuleList(conv(fine, coarse, 1) for fine, coarse in pairs)
         self.narrow = nn.ModuleList(conv(coarse, fine, 1) for fine, coarse in pairs)
         self.up = nn.ModuleList(_Block(dims, fine) for fine, _ in pairs)
-        self.head = conv(widths[0], channels * 2**dims, 1)
+        self.head = conv(widths[0], channels * (2**dims if stride == 1 else 1), 1)
 
     def forward(self, image: Tensor) -> Tensor:
         """The features, of unit length."""
@@ -67,7 +72,8 @@ class Encoder(nn.Module):
             skip = skips[scale]
             x = functional.interpolate(self.narrow[scale](x), scale_factor=2.0, mode=MODE[self.dims])
             x = self.up[scale](crop(x, skip.shape[2:]) + skip)
-        return functional.normalize(crop(unfold(self.head(x)), size), dim=1, eps=1e-6)
+        features = self.head(x) if self.stride == 2 else crop(unfold(self.head(x)), size)
+        return functional.normalize(features, dim=1, eps=1e-6)
 
 
 class _Block(nn.Module):

@@ -26,6 +26,7 @@ class DEQReg(nn.Module):
         dims: 2 or 3.
         channels: learned features a voxel.
         widths: channels inside the encoder, fine to coarse.
+        encoder_stride: voxel edge of the features, in voxels of the images, 1 or 2; the strides are multiples of it.
         strides: voxel edges of the levels, in voxels of the images, coarse to fine, each a multiple of the next.
         hidden: channels of the update's memory.
         kernel: edge of the update's convolution in voxels, odd.
@@ -53,6 +54,7 @@ class DEQReg(nn.Module):
         dims: int = 3,
         channels: int = 16,
         widths: Sequence[int] = (32, 64, 96, 128),
+        encoder_stride: int = 1,
         strides: Sequence[int] = (2, 1),
         hidden: int = 8,
         kernel: int = 1,
@@ -70,9 +72,11 @@ class DEQReg(nn.Module):
         nested = all(a > b >= 1 and a % b == 0 for a, b in pairwise(strides))
         if not strides or strides[-1] < 1 or not nested:
             raise ValueError(f"strides must fall, each a multiple of the next, got {strides}")
+        if strides[-1] % encoder_stride:
+            raise ValueError(f"strides must be multiples of the encoder's, {encoder_stride}, got {strides}")
         self._arguments: dict[str, Any] = {
-            "dims": dims, "channels": channels, "widths": list(widths), "strides": strides, "hidden": hidden,
-            "kernel": kernel, "bridge": bridge, "contrast": contrast, "gain": gain, "longest_step": longest_step,
+            "dims": dims, "channels": channels, "widths": list(widths), "encoder_stride": encoder_stride,
+            "strides": strides, "hidden": hidden, "kernel": kernel, "bridge": bridge, "contrast": contrast, "gain": gain, "longest_step": longest_step,
             "smooth_update": smooth_update, "smooth_field": smooth_field,
         }  # fmt: skip
         solvers = list(solver) if isinstance(solver, Sequence) else [solver] * len(strides)
@@ -80,7 +84,7 @@ class DEQReg(nn.Module):
             raise ValueError(f"solver must be one, or one for each of {len(strides)} levels, got {len(solvers)}")
         self.strides, self.contrast, self.solvers, self.adjoint = strides, contrast, solvers, adjoint
         self.log_balance = nn.Parameter(torch.zeros(()))
-        self.encoder = Encoder(dims=dims, channels=channels, widths=widths)
+        self.encoder = Encoder(dims=dims, channels=channels, widths=widths, stride=encoder_stride)
         self.update = RecurrentUpdate(
             dims=dims, hidden=hidden, kernel=kernel, bridge=bridge, gain=gain, longest_step=longest_step,
             smooth_update=smooth_update, smooth_field=smooth_field,
@@ -153,9 +157,13 @@ class DEQReg(nn.Module):
 
     def _features(self, learned: Tensor, image: Tensor, stride: int) -> Tensor:
         """What the update compares on one level: the learned features and the locally normalised image."""
+        pool, fine = POOL[image.ndim - 2], self.encoder.stride
+        if fine > 1:
+            image = pool(pad_to_multiple(image, fine), fine)
         both = torch.cat([learned, image], dim=1)
         # every level covers the same voxels: those of the images, padded for the coarsest
-        both = POOL[image.ndim - 2](pad_to_multiple(both, self.strides[0]), stride) if self.strides[0] > 1 else both
+        if self.strides[0] > fine:
+            both = pool(pad_to_multiple(both, self.strides[0] // fine), stride // fine)
         learned = both[:, :-1] * self.log_balance.exp()
         return torch.cat([learned, self.contrast * locally_normalised(both[:, -1:])], dim=1)
 

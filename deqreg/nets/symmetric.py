@@ -27,6 +27,7 @@ class SymmetricUpdate:
         field: the fields' spatial shape.
         spacing: voxel edges of the grid half-way, any unit.
         affines: its voxels to those of fixed and of moving, `[d, d + 1]` each, applied after the displacements.
+        features: of fixed and of moving, `[N, C, *field]` each, on the grid half-way, or None.
 
     Raises:
         ValueError: when shapes disagree.
@@ -52,9 +53,10 @@ class SymmetricUpdate:
         field: Sequence[int],
         affines: tuple[Tensor, Tensor],
         spacing: Sequence[float] | None = None,
+        features: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         blank = fixed.new_empty(()).expand(*fixed.shape[:2], *shape)  # each side is compared with the other's image
-        self.method = method
+        self.method, self.features = method, features
         self.similarity = fixed.new_zeros(fixed.shape[0])
         self.sides = tuple(
             VariationalUpdate(blank, image, method, field=field, spacing=spacing, affine=affine)
@@ -65,11 +67,19 @@ class SymmetricUpdate:
         """What moving has to step and fixed to step back, `[N, d, *field]`, in voxels of the field, bounded."""
         fine = [side.on_image(half) for side, half in zip(self.sides, halves, strict=True)]
         seen = [side.sampled(u) for side, u in zip(self.sides, fine, strict=True)]
-        forces = []
-        for this, side in enumerate(self.sides):
-            self.similarity, by_image = self.method.similarity.value_and_gradient(seen[1 - this], seen[this], None)
-            forces.append(side.pulled_back(fine[this], by_image))
+        self.similarity, *by_image = self.method.similarity.value_and_gradients(*seen)
+        forces = [side.pulled_back(u, by) for side, u, by in zip(self.sides, fine, by_image, strict=True)]
+        if self.features is not None:
+            self._add_pull_of_features(forces, halves)
         return self.sides[0].smoothed_step(forces[1].sub_(forces[0]).mul_(0.5))
+
+    def _add_pull_of_features(self, forces: Sequence[Tensor], halves: Sequence[Tensor]) -> None:
+        """To either side `-d/du |F o a - M o b|^2 / 2`, weighted."""
+        assert self.features is not None
+        fixed, moving = (ops.warp(learned, half) for learned, half in zip(self.features, halves, strict=True))
+        between = fixed.sub_(moving)
+        for force, learned, half, sign in zip(forces, self.features, halves, (-1, 1), strict=True):
+            force.add_(ops.warp_gradient(learned, half, between), alpha=sign * self.method.guidance)
 
     def __call__(self, state: Tensor) -> Tensor:
         """The next fields, `[N, 2 d, *field]`, in their voxels: that of fixed, then that of moving."""

@@ -34,11 +34,18 @@ class Lncc:
             raise ValueError(f"epsilon must be positive, got {self.epsilon}")
 
     def value_and_gradient(self, fixed: Tensor, warped: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The similarity `[N]` and the gradient of its sum over voxels, `[N, 1, *S]`."""
+        """The similarity `[N]` and the gradient of its sum over voxels by the warped image, `[N, 1, *S]`."""
         noise = self.epsilon  # shared, so that equal images pull at nothing
         value, gradient = ops.lncc_gradient(fixed, warped, window=self.window, mask=mask, epsilon=noise, shared=noise)
         counted = fixed[0].numel() if mask is None else mask.flatten(1).sum(1).view(-1, *[1] * (fixed.ndim - 1))
         return value, gradient.mul_(counted)
+
+    def value_and_gradients(self, fixed: Tensor, warped: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The similarity `[N]` and the gradients of its sum over voxels by either image, `[N, 1, *S]` each."""
+        noise = self.epsilon
+        value, *gradients = ops.lncc_gradients(fixed, warped, window=self.window, epsilon=noise, shared=noise)
+        by_fixed, by_warped = (gradient.mul_(fixed[0].numel()) for gradient in gradients)
+        return value, by_fixed, by_warped
 
 
 @dataclass(frozen=True)
@@ -57,10 +64,15 @@ class MeanSquares:
             raise ValueError(f"weight must be positive, got {self.weight}")
 
     def value_and_gradient(self, fixed: Tensor, warped: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The similarity `[N]` and the gradient of its weighted sum over voxels, `[N, 1, *S]`."""
+        """The similarity `[N]` and the gradient of its weighted sum over voxels by the warped image, `[N, 1, *S]`."""
         difference = fixed - warped if mask is None else (fixed - warped) * mask
         counted = fixed[0].numel() if mask is None else mask.flatten(1).sum(1)
         return -difference.square().flatten(1).sum(1) / counted, difference.mul_(2 * self.weight)
+
+    def value_and_gradients(self, fixed: Tensor, warped: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The similarity `[N]` and the gradients of its weighted sum over voxels by either image, `[N, 1, *S]` each."""
+        value, by_warped = self.value_and_gradient(fixed, warped, None)
+        return value, -by_warped, by_warped
 
 
 Similarity = Lncc | MeanSquares

@@ -12,7 +12,7 @@ from deqreg.ops.correlation_projection import correlation_projection
 from deqreg.ops.exponential import exponential
 from deqreg.ops.gaussian import MAX_SIGMA, gaussian
 from deqreg.ops.jacobian_determinant import jacobian_determinant
-from deqreg.ops.lncc import lncc, lncc_gradient
+from deqreg.ops.lncc import lncc, lncc_gradient, lncc_gradients
 from deqreg.ops.resize import resize, resize_adjoint
 from deqreg.ops.splat import splat
 from deqreg.ops.warp import warp, warp_gradient
@@ -31,6 +31,7 @@ __all__ = [
     "jacobian_determinant",
     "lncc",
     "lncc_gradient",
+    "lncc_gradients",
     "resize",
     "resize_adjoint",
     "splat",

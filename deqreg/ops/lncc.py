@@ -101,6 +101,44 @@ def lncc_gradient(
     return value, gradient
 
 
+def lncc_gradients(
+    fixed: Tensor,
+    warped: Tensor,
+    *,
+    window: int = 9,
+    mask: Tensor | None = None,
+    epsilon: float = EPSILON,
+    shared: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`lncc` and its exact gradients by either image, in one pass and outside of autograd.
+
+    Args:
+        fixed: `[N, 1, *S]`, as in `lncc`.
+        warped: as fixed.
+        window: as in `lncc`.
+        mask: as in `lncc`.
+        epsilon: as in `lncc`.
+        shared: as in `lncc`.
+
+    Returns:
+        The value `[N]`, and the gradients by fixed and by warped, `[N, 1, *S]` each, as `lncc_gradient` has them: a
+        second gradient costs a fraction of the first. Exchanging the images exchanges them.
+
+    Raises:
+        ValueError: as in `lncc`.
+
+    Reference: as in `lncc`.
+
+    >>> import torch
+    >>> image = torch.linspace(0, 1, 20).view(1, 1, 4, 5) ** 2
+    >>> value, by_fixed, by_warped = lncc_gradients(image, image.flip(2), window=3)
+    >>> by_fixed.shape, by_warped.shape
+    (torch.Size([1, 1, 4, 5]), torch.Size([1, 1, 4, 5]))
+    """
+    mask = _check(fixed, warped, window, mask, epsilon, shared)
+    return torch.ops.deqreg.lncc_gradient(fixed, warped, mask, window, epsilon, shared, True, True)
+
+
 def _check(
     fixed: Tensor, warped: Tensor, window: int, mask: Tensor | None, epsilon: float, shared: float
 ) -> Tensor | None:
