@@ -57,7 +57,8 @@ format: $(STAMP)
 cuda: $(STAMP)
 	$(PYTHON) .ci/native.py
 
-# JSON, a roofline plot and README's table of operators
+# JSON, a roofline plot and README's table of operators; torch as it comes, without huge pages for its own tensors
+bench: export THP_MEM_ALLOC_ENABLE = 0
 bench: $(STAMP)
 	$(PYTHON) benchmarks/ops.py
 	$(PYTHON) benchmarks/tables.py

@@ -6,18 +6,24 @@
 
 namespace deqreg::cpu::DEQREG_ISA {
 
-/// Zeroed, and aligned to a cache line.
+/// Aligned to a cache line.
 template <class T>
 class Buffer {
  public:
-  explicit Buffer(std::int64_t size) : storage_(new T[size + alignment / sizeof(T)]()) {
-    const std::uintptr_t address = reinterpret_cast<std::uintptr_t>(storage_.get());
-    data_ = reinterpret_cast<T*>((address + alignment - 1) / alignment * alignment);
-  }
+  /// Zeroed.
+  explicit Buffer(std::int64_t size) : Buffer(new T[size + alignment / sizeof(T)]()) {}
+  /// Its contents are undefined: what is not used costs no page.
+  static Buffer uninitialised(std::int64_t size) { return Buffer(new T[size + alignment / sizeof(T)]); }
   T* data() const { return data_; }
 
  private:
   static constexpr std::int64_t alignment = 64;  // bytes
+
+  explicit Buffer(T* storage) : storage_(storage) {
+    const std::uintptr_t address = reinterpret_cast<std::uintptr_t>(storage_.get());
+    data_ = reinterpret_cast<T*>((address + alignment - 1) / alignment * alignment);
+  }
+
   std::unique_ptr<T[]> storage_;
   T* data_;
 };

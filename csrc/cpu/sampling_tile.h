@@ -199,7 +199,7 @@ inline void pull(const LinearTile<D, T, Index>& tile, std::int32_t count, const 
 }
 
 template <int D, class T, class Index>
-inline void pull(const NearestTile<D, T, Index>& tile, std::int32_t count, const T* image, Corners<D, T>&, T* out) {
+inline void pull(const NearestTile<D, T, Index>& tile, std::int32_t count, const T* image, T* out) {
 #pragma GCC ivdep
   for (std::int32_t j = 0; j < count; ++j) out[j] = tile.weight[j] > T(0) ? image[tile.offset[j]] : T(0);
 }

@@ -2,6 +2,10 @@
 #pragma once
 
 #include <cstddef>
+#include <type_traits>
+#include <utility>
+
+#include "core/macros.h"
 
 namespace deqreg::cpu::DEQREG_ISA {
 
@@ -19,5 +23,62 @@ struct Vector {
   typedef T Aligned __attribute__((vector_size(lanes * sizeof(T))));
   typedef T Loose __attribute__((vector_size(lanes * sizeof(T)), aligned(sizeof(T)), may_alias));
 };
+
+template <class T>
+constexpr int native_lanes = static_cast<int>(vector_bytes / sizeof(T));
+
+/// Values of the two vectors a and b: `index` counts those of a first.
+template <class T, int... index, class V>
+DEQREG_INLINE V shuffle(V a, V b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, index...);
+#else
+  using Integer = std::conditional_t<sizeof(T) == 4, int, long long>;
+  typedef Integer Mask __attribute__((vector_size(sizeof(V))));
+  return __builtin_shuffle(a, b, Mask{index...});
+#endif
+}
+
+/// Groups of `unit` values of a and b in turn, from the lower or the upper half of each.
+template <class T, int unit, bool upper, class V, int... i>
+DEQREG_INLINE V interleave(V a, V b, std::integer_sequence<int, i...>) {
+  constexpr int lanes = sizeof...(i);
+  return shuffle<T, (i / unit % 2 * lanes + (upper ? lanes / 2 : 0) + i / unit / 2 * unit + i % unit)...>(a, b);
+}
+
+/// The even or the odd values of a and b.
+template <class T, int odd, class V, int... i>
+DEQREG_INLINE V every_other(V a, V b, std::integer_sequence<int, i...>) {
+  return shuffle<T, (2 * i + odd)...>(a, b);
+}
+
+/// [4][lanes] to [lanes][4], four lanes at least.
+template <class T, class V>
+DEQREG_INLINE void interleave_four(V a, V b, V c, V d, T* to) {
+  constexpr int lanes = sizeof(V) / sizeof(T);
+  const std::make_integer_sequence<int, lanes> all;
+  const V low[2] = {interleave<T, 1, false>(a, b, all), interleave<T, 1, false>(c, d, all)};
+  const V high[2] = {interleave<T, 1, true>(a, b, all), interleave<T, 1, true>(c, d, all)};
+  auto* const out = reinterpret_cast<typename Vector<T, lanes>::Loose*>(to);
+  out[0] = interleave<T, 2, false>(low[0], low[1], all);
+  out[1] = interleave<T, 2, true>(low[0], low[1], all);
+  out[2] = interleave<T, 2, false>(high[0], high[1], all);
+  out[3] = interleave<T, 2, true>(high[0], high[1], all);
+}
+
+/// [lanes][4] to [4][lanes].
+template <class T, class V>
+DEQREG_INLINE void deinterleave_four(const T* from, V (&out)[4]) {
+  constexpr int lanes = sizeof(V) / sizeof(T);
+  const std::make_integer_sequence<int, lanes> all;
+  const auto* const in = reinterpret_cast<const typename Vector<T, lanes>::Loose*>(from);
+  const V first = in[0], second = in[1], third = in[2], fourth = in[3];
+  const V even[2] = {every_other<T, 0>(first, second, all), every_other<T, 0>(third, fourth, all)};
+  const V odd[2] = {every_other<T, 1>(first, second, all), every_other<T, 1>(third, fourth, all)};
+  out[0] = every_other<T, 0>(even[0], even[1], all);
+  out[1] = every_other<T, 0>(odd[0], odd[1], all);
+  out[2] = every_other<T, 1>(even[0], even[1], all);
+  out[3] = every_other<T, 1>(odd[0], odd[1], all);
+}
 
 }  // namespace deqreg::cpu::DEQREG_ISA

@@ -37,9 +37,15 @@ SAMPLES = [
     # longer than a tile of the CPU kernel, and no multiple of any vector's width
     sample("long rows", (3, 4, 301), (2, 3, 293), channels=1),
 ]
+# several boxes of the CPU kernel along each axis, the last ones cut short
+BOXES = [
+    sample("boxes", (20, 35, 70), (18, 34, 67), channels=2),
+    sample("boxes, zeros", (20, 35, 70), (18, 34, 67), channels=1, padding="zeros"),
+    sample("2-D boxes", (40, 150), (37, 131), channels=5),
+]
 
 
-@pytest.mark.parametrize("s", SAMPLES, ids=str)
+@pytest.mark.parametrize("s", [*SAMPLES, *BOXES], ids=str)
 def test_matches_reference(s: Sample, instruction_set: str) -> None:
     assert_matches_reference(ops.warp, reference.warp, s, 1e-12)
 
@@ -84,6 +90,23 @@ def test_non_contiguous_inputs() -> None:
     torch.testing.assert_close(ops.warp(image, u), ops.warp(image.contiguous(), u.contiguous()), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("padding", ["border", "zeros"])
+@pytest.mark.parametrize("channels", [1, 4, 17])
+@pytest.mark.parametrize("scatter", [0.5, 200.0], ids=["packed", "scattered"])
+def test_boxes_whose_cells_lie_together_or_apart(
+    scatter: float, channels: int, padding: str, instruction_set: str
+) -> None:
+    # the CPU kernel packs what a box reaches, or, where that is most of the image, fetches from the image itself
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, channels, 40, 50, 90, generator=generator)
+    u = torch.randn(1, 3, 12, 17, 66, generator=generator) * scatter
+    affine = torch.eye(3, 4)[None] + torch.randn(1, 3, 4, generator=generator) * 0.1
+    for maps in ({}, {"affine": affine}):
+        actual = ops.warp(image, u, padding=padding, **maps)
+        # positions up to 1000 carry an error of 1000 * 2^-24 into the weights, times images of size 5
+        torch.testing.assert_close(actual, reference.warp(image, u, padding=padding, **maps), atol=1e-3, rtol=0)
+
+
 def test_identity_is_exact() -> None:
     image = torch.randn(1, 1, 9, 8, 7)
     assert torch.equal(ops.warp(image, torch.zeros(1, 3, 9, 8, 7)), image)
@@ -101,6 +124,7 @@ def test_displacement_that_is_not_a_number_is_harmless() -> None:
 
 def test_same_bits_at_any_thread_count(threads: None) -> None:
     image, u = torch.randn(1, 2, 33, 40, 50), torch.randn(1, 3, 33, 40, 50) * 4
+    u[:, :, :16] /= 8  # half of the CPU kernel's boxes reach few voxels, half of them many
     assert_same_bits(lambda: (ops.warp(image, u), ops.warp_gradient(image, u, image)))
 
 

@@ -1,0 +1,335 @@
+// Linear sampling, a box of output voxels at a time. What of the image a box reaches is packed as quads: at every voxel
+// its own value and those of its upper neighbours along the two faster axes, side by side. A cell is then two loads,
+// not four pairs far apart, neighbouring cells lie side by side, and the packed part stays in the second-level cache.
+//
+// There are three axes always; in 2-D the first has one voxel.
+#pragma once
+
+#include <memory>
+
+#include "cpu/buffer.h"
+#include "cpu/parallel.h"
+#include "cpu/sampling_tile.h"
+#include "cpu/vector.h"
+
+namespace deqreg::cpu::DEQREG_ISA {
+
+constexpr std::int32_t box_size[3] = {8, 16, 64};  // the last at most tile_voxels
+constexpr std::int32_t box_voxels = box_size[0] * box_size[1] * box_size[2];
+// Quads that a box may reach for each of its voxels. Beyond, cells are scattered and fetched from the image itself.
+constexpr std::int32_t reach_factor = 8;
+// Rows of voxels and of quads are whole vectors of any instruction set.
+constexpr std::int32_t row_multiple = 16;
+
+constexpr std::int32_t whole_rows(std::int32_t count) {
+  return (count + row_multiple - 1) / row_multiple * row_multiple;
+}
+
+/// Output voxels [begin, begin + extent) of one sample.
+struct OutputBox {
+  std::int64_t sample;
+  std::int32_t begin[3], extent[3];
+  std::int32_t row;  // voxels from one row to the next in arrays of the box
+
+  std::int32_t rows() const { return extent[0] * extent[1]; }
+};
+
+/// The quads that a box reaches: [planes, rows, row], from the voxel `low` of the image on.
+struct Reach {
+  std::int32_t low[3], planes, rows, width, row;
+
+  std::int64_t quads() const { return std::int64_t{planes} * rows * row; }
+};
+
+/// Sizes and displacement of an operation, and how its output is cut into boxes.
+template <int D, class T>
+struct BoxedSampling {
+  std::int64_t batch, voxels, image_voxels;
+  std::int32_t out_size[3] = {1, 1, 1}, image_size[3] = {1, 1, 1}, boxes[3];
+  const Sampling& sampling;
+
+  template <class Op>
+  explicit BoxedSampling(const Op& op)
+      : batch(op.batch), voxels(op.out_grid.voxels()), image_voxels(op.image_grid.voxels()), sampling(op.sampling) {
+    for (int a = 0; a < D; ++a) {
+      out_size[3 - D + a] = static_cast<std::int32_t>(op.out_grid.size[a]);
+      image_size[3 - D + a] = static_cast<std::int32_t>(op.image_grid.size[a]);
+    }
+    for (int a = 0; a < 3; ++a) boxes[a] = (out_size[a] + box_size[a] - 1) / box_size[a];
+  }
+
+  std::int64_t count() const { return batch * boxes[0] * boxes[1] * boxes[2]; }
+
+  OutputBox box(std::int64_t index) const {
+    OutputBox box;
+    for (int a = 2; a >= 0; --a) {
+      box.begin[a] = static_cast<std::int32_t>(index % boxes[a]) * box_size[a];
+      box.extent[a] = out_size[a] - box.begin[a] < box_size[a] ? out_size[a] - box.begin[a] : box_size[a];
+      index /= boxes[a];
+    }
+    box.sample = index;
+    box.row = whole_rows(box.extent[2]);
+    return box;
+  }
+
+  /// Voxels from the start of a sample's output to a row of a box.
+  std::int64_t offset(const OutputBox& box, std::int32_t row) const {
+    const std::int64_t z = box.begin[0] + row / box.extent[1], y = box.begin[1] + row % box.extent[1];
+    return (z * out_size[1] + y) * out_size[2] + box.begin[2];
+  }
+
+  const T* affine(std::int64_t sample) const {
+    return sampling.affine == nullptr ? identity_rows<D, T>()
+                                      : static_cast<const T*>(sampling.affine) + sample * D * (D + 1);
+  }
+
+  /// The first component at the start of a row of a box.
+  const T* displacement(const OutputBox& box, std::int32_t row) const {
+    return static_cast<const T*>(sampling.displacement) + box.sample * D * voxels + offset(box, row);
+  }
+
+  /// Asks for a row of the displacement: rows are short and far apart, so that the processor does not see them coming.
+  void prefetch(const OutputBox& box, std::int32_t row) const {
+    constexpr std::int32_t cache_line = 64 / sizeof(T);
+    if (row >= box.rows()) return;
+    const T* const u = displacement(box, row);
+    for (int a = 0; a < D; ++a)
+      for (std::int32_t j = 0; j < box.extent[2]; j += cache_line) __builtin_prefetch(u + a * voxels + j, 0, 2);
+  }
+
+  /// A row of a box as a run.
+  SampledRun<D, T> run(const OutputBox& box, std::int32_t row) const {
+    SampledRun<D, T> run;
+    run.component = voxels;
+    run.displacement = displacement(box, row);
+    run.scale = T(1);
+    run.affine = affine(box.sample);
+    const std::int32_t position[3] = {box.begin[0] + row / box.extent[1], box.begin[1] + row % box.extent[1],
+                                      box.begin[2]};
+    for (int a = 0; a < D; ++a) {
+      run.position[a] = position[3 - D + a];
+      run.out_size[a] = out_size[3 - D + a];
+      run.image_size[a] = image_size[3 - D + a];
+    }
+    run.count = box.extent[2];
+    return run;
+  }
+
+  /// Quads of the largest reach that is packed.
+  std::int64_t capacity() const {
+    const std::int64_t whole = std::int64_t{image_size[0]} * image_size[1] * whole_rows(image_size[2]);
+    const std::int64_t most = std::int64_t{reach_factor} * box_voxels;
+    return whole < most ? whole : most;
+  }
+};
+
+/// Where the voxels of a box sample the image, rows filled up with their last voxel.
+template <class T>
+struct Positions {
+  alignas(64) T axis[3][box_voxels];
+
+  template <int D>
+  void fill(const BoxedSampling<D, T>& boxed, const OutputBox& box) {
+    T affine[D * (D + 1)];
+    for (int i = 0; i < D * (D + 1); ++i) affine[i] = boxed.affine(box.sample)[i];
+    alignas(64) T column[box_size[2]];
+    for (std::int32_t j = 0; j < box.row; ++j)
+      column[j] = T(box.begin[2] + (j < box.extent[2] ? j : box.extent[2] - 1));
+    T* to[3] = {axis[0], axis[1], axis[2]};
+    for (std::int32_t r = 0; r < box.rows(); ++r) {
+      const T* const u = boxed.displacement(box, r);
+      const T start[2] = {T(box.begin[0] + r / box.extent[1]), T(box.begin[1] + r % box.extent[1])};
+      const std::int64_t voxels = boxed.voxels;
+      const std::int32_t count = box.extent[2];
+#pragma GCC ivdep
+      for (std::int32_t j = 0; j < count; ++j) {
+        T point[D], mapped[D];
+        for (int a = 0; a < D; ++a) point[a] = (a == D - 1 ? column[j] : start[3 - D + a]) + u[a * voxels + j];
+        core::apply_affine<D, T>(affine, point, mapped);
+        for (int a = 0; a < D; ++a) to[3 - D + a][j] = mapped[a];
+      }
+      for (int a = 3 - D; a < 3; ++a)
+        for (std::int32_t j = count; j < box.row; ++j) to[a][j] = to[a][count - 1];
+      if constexpr (D == 2)
+        for (std::int32_t j = 0; j < box.row; ++j) to[0][j] = T(0);
+      for (T*& row : to) row += box.row;
+    }
+  }
+};
+
+template <Padding padding, int D, class T>
+inline Reach find_reach(const BoxedSampling<D, T>& boxed, const OutputBox& box, const Positions<T>& positions) {
+  Reach reach;
+  std::int32_t extent[3];
+  const std::int32_t count = box.rows() * box.row;
+  for (int a = 0; a < 3; ++a) {
+    std::int32_t lowest = boxed.image_size[a], highest = 0;
+    for (std::int32_t j = 0; j < count; ++j) {
+      const std::int32_t base = core::linear_axis<padding>(positions.axis[a][j], boxed.image_size[a]).base;
+      lowest = base < lowest ? base : lowest;
+      highest = base > highest ? base : highest;
+    }
+    reach.low[a] = lowest;
+    extent[a] = highest - lowest + 1;
+  }
+  reach.planes = extent[0] + (boxed.image_size[0] > 1 ? 1 : 0);
+  reach.rows = extent[1];
+  reach.width = extent[2];
+  reach.row = whole_rows(extent[2]);
+  return reach;
+}
+
+inline bool worth_packing(const OutputBox& box, const Reach& reach) {
+  return reach.quads() <= std::int64_t{reach_factor} * box.rows() * box.row;
+}
+
+/// The cells of a row of a box, offsets in quads.
+template <Padding padding, int D, class T>
+inline void fill_cells(const BoxedSampling<D, T>& boxed, const OutputBox& box, const Positions<T>& positions,
+                       const Reach& reach, std::int32_t row, LinearTile<3, T, std::int32_t>& tile) {
+  const T* const from[3] = {positions.axis[0] + row * box.row, positions.axis[1] + row * box.row,
+                            positions.axis[2] + row * box.row};
+  const std::int32_t step[3] = {reach.rows * reach.row, reach.row, 1}, count = box.row;
+  const std::int32_t low = reach.low[0] * step[0] + reach.low[1] * step[1] + reach.low[2];
+  const std::int32_t size[3] = {boxed.image_size[0], boxed.image_size[1], boxed.image_size[2]};
+#pragma GCC ivdep
+  for (std::int32_t j = 0; j < count; ++j) {
+    std::int32_t offset = -low;
+    for (int a = 0; a < 3; ++a) {
+      const auto axis = core::linear_axis<padding>(from[a][j], size[a]);
+      offset += axis.base * step[a];
+      tile.lower[a][j] = axis.lower;
+      tile.upper[a][j] = axis.upper;
+    }
+    tile.offset[j] = offset;
+  }
+}
+
+/// The voxels of one channel that a box reaches, as quads.
+template <int D, class T>
+inline void pack_quads(const BoxedSampling<D, T>& boxed, const Reach& reach, const T* image, T* quads) {
+  constexpr int lanes = native_lanes<T>, cache_line = 64 / sizeof(T);
+  using V = Vector<T, lanes>;
+  const std::int64_t width = boxed.image_size[2];
+  const std::int64_t right = width > 1 ? 1 : 0, below = boxed.image_size[1] > 1 ? width : 0;
+  const T* const end = image + boxed.image_voxels;
+  for (std::int32_t z = 0; z < reach.planes; ++z)
+    for (std::int32_t y = 0; y < reach.rows; ++y) {
+      const T* from =
+          image + ((reach.low[0] + z) * std::int64_t{boxed.image_size[1]} + reach.low[1] + y) * width + reach.low[2];
+      T* to = quads + (std::int64_t{z} * reach.rows + y) * reach.row * 4;
+      for (std::int32_t x = 0; x < reach.width; x += cache_line) __builtin_prefetch(from + 3 * width + x);
+      std::int32_t x = 0;
+      if constexpr (lanes >= 4) {
+        const auto load = [](const T* at) { return *reinterpret_cast<const typename V::Loose*>(at); };
+        for (; x < reach.width && from + x + lanes + right + below <= end; x += lanes) {
+          const typename V::Aligned upper[2] = {load(from + x), load(from + x + right)};
+          const typename V::Aligned lower[2] = {load(from + x + below), load(from + x + below + right)};
+          interleave_four<T>(upper[0], upper[1], lower[0], lower[1], to + 4 * x);
+        }
+      }
+      for (; x < reach.width; ++x) {
+        to[4 * x] = from[x];
+        to[4 * x + 1] = from[x + right];
+        to[4 * x + 2] = from[x + below];
+        to[4 * x + 3] = from[x + below + right];
+      }
+    }
+}
+
+/// Corners of `lanes` neighbouring cells in a plane: first, right, below, below right.
+template <class T>
+struct PlaneCorners {
+  static constexpr int lanes = native_lanes<T>;
+  using V = typename Vector<T, lanes>::Aligned;
+  V value[4];
+
+  /// From quads side by side.
+  DEQREG_INLINE explicit PlaneCorners(const T* quads) {
+    if constexpr (lanes >= 4) {
+      deinterleave_four<T>(quads, value);
+    } else {
+      for (int k = 0; k < 4; ++k)
+        for (int l = 0; l < lanes; ++l) value[k][l] = quads[4 * l + k];
+    }
+  }
+
+  DEQREG_INLINE V blend(const T* left, const T* right, const T* above, const T* below) const {
+    const auto at = [](const T* weight) -> V {
+      return *reinterpret_cast<const typename Vector<T, lanes>::Loose*>(weight);
+    };
+    return at(above) * (at(left) * value[0] + at(right) * value[1]) +
+           at(below) * (at(left) * value[2] + at(right) * value[3]);
+  }
+};
+
+/// A row of a box: its cells, and their corners blended along the first axis.
+template <class T>
+struct BoxRow {
+  LinearTile<3, T, std::int32_t> tile;
+  alignas(64) T values[4 * box_size[2]];
+
+  /// `plane` counts elements from a cell's lower quad to its upper one.
+  void blend_planes(std::int32_t count, const T* quads, std::int64_t plane) {
+    using Q = typename Vector<T, 4>::Loose;
+    for (std::int32_t j = 0; j < count; ++j) {
+      const T* const at = quads + std::int64_t{4} * tile.offset[j];
+      const typename Vector<T, 4>::Aligned lower = *reinterpret_cast<const Q*>(at);
+      const typename Vector<T, 4>::Aligned upper = *reinterpret_cast<const Q*>(at + plane);
+      *reinterpret_cast<Q*>(values + 4 * j) = tile.lower[0][j] * lower + tile.upper[0][j] * upper;
+    }
+  }
+
+  /// Of `lanes` voxels from j on.
+  DEQREG_INLINE auto blend(std::int32_t j) const {
+    return PlaneCorners<T>(values + 4 * j)
+        .blend(tile.lower[2] + j, tile.upper[2] + j, tile.lower[1] + j, tile.upper[1] + j);
+  }
+};
+
+/// Calls packed(row, count, channel, offset) for the rows of all boxes and each channel, channel by channel, with what
+/// the row needs of the image; where cells scatter, scattered(run, channel, offset). `offset` is in voxels of a
+/// channel.
+template <Padding padding, int D, class T, class Op, class Packed, class Scattered>
+inline void for_boxes(const Op& op, const Executor& executor, const Packed& packed, const Scattered& scattered) {
+  const BoxedSampling<D, T> boxed(op);
+  const std::int64_t grain = 1 + grain_voxels / (box_voxels * (op.channels + 1));
+  parallel_for(executor, boxed.count(), grain, [&](std::int64_t begin, std::int64_t end) {
+    const std::unique_ptr<Positions<T>> positions(new Positions<T>);
+    BoxRow<T> row;
+    const auto quads = Buffer<T>::uninitialised(4 * boxed.capacity());
+    for (std::int64_t i = begin; i < end; ++i) {
+      const OutputBox box = boxed.box(i), next = boxed.box(i + 1 < end ? i + 1 : i);
+      positions->fill(boxed, box);
+      const Reach reach = find_reach<padding>(boxed, box, *positions);
+      const bool packs = worth_packing(box, reach);
+      const std::int64_t plane = boxed.image_size[0] > 1 ? std::int64_t{4} * reach.rows * reach.row : 0;
+      for (std::int64_t k = 0; k < op.channels; ++k) {
+        const std::int64_t c = box.sample * op.channels + k;
+        if (packs) pack_quads(boxed, reach, static_cast<const T*>(op.image) + c * boxed.image_voxels, quads.data());
+        for (std::int32_t r = 0; r < box.rows(); ++r) {
+          if (k == 0) boxed.prefetch(next, r);
+          if (!packs) {
+            scattered(boxed.run(box, r), c, boxed.offset(box, r));
+            continue;
+          }
+          fill_cells<padding>(boxed, box, *positions, reach, r, row.tile);
+          row.blend_planes(box.row, quads.data(), plane);
+          packed(row, box.extent[2], c, boxed.offset(box, r));
+        }
+      }
+    }
+  });
+}
+
+/// to[0 ... count) = the first of a vector's values, all of them at most.
+template <class V, class T>
+DEQREG_INLINE void store_first(V value, std::int32_t count, T* to) {
+  constexpr int lanes = sizeof(V) / sizeof(T);
+  if (count >= lanes)
+    *reinterpret_cast<typename Vector<T, lanes>::Loose*>(to) = value;
+  else
+    for (std::int32_t l = 0; l < count; ++l) to[l] = value[l];
+}
+
+}  // namespace deqreg::cpu::DEQREG_ISA
