@@ -120,6 +120,8 @@ METHODS = [
     Method("deqreg, as they lie", "deqreg", {"initial": "identity"}, on=("known_field", "brain", "contrasts")),
     Method("deqreg, learned", "deqreg", LEARNED, on=("brain",)),
     Method("deqreg, learned and refined", "deqreg", LEARNED | {"refine": True}, on=("brain",)),
+    Method("deqreg, symmetric", "deqreg", {"initial": "identity", "symmetric": True}, on=("brain",)),
+    Method("deqreg, refined half-way", "deqreg", LEARNED | {"refine": True, "symmetric": True}, on=("brain",)),
     Method("greedy", "greedy", GREEDY),
     Method("greedy, 3 voxels", "greedy", GREEDY | {"smoothing": "3vox 0.5vox"}, on=SMALL),
     Method("greedy, 4 voxels", "greedy", GREEDY | {"smoothing": "4vox 0.5vox"}, on=SMALL),
