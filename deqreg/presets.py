@@ -40,6 +40,7 @@ class Preset:
         affine_window: edge of the similarity's window there, in voxels of the stage.
         levels: of the deformable registration, coarse to fine.
         method: the update.
+        smooth_halves: `method.smooth_field` of a symmetric registration, where it differs.
         coarsening: voxel edge of the field, in edges of the level's images.
         memory: of Anderson's acceleration.
         tol: a level is done when a step changes the field by less than this, in its voxels, root mean square.
@@ -53,6 +54,7 @@ class Preset:
     affine_window: int = 5
     levels: tuple[Level, ...] = (Level(8, 40), Level(4, 40), Level(2, 40), Level(1, 30))
     method: Variational = field(default_factory=Variational)
+    smooth_halves: float | None = None
     # as smooth as the field is, it loses nothing on half as many voxels an axis, and a step costs a fraction
     coarsening: float = 2.0
     # with 4, steps of this length still swing on the coarse levels; the residual there falls two to four times lower
@@ -66,13 +68,14 @@ class Preset:
 # Cortical folds differ between people within a few millimetres: little reach, so no 1/8 level after the alignment;
 # steps smoothed less than the generic ones, so that a fold can move against its neighbour; the noise of a good T1. The
 # smoothing of the field against the length of a step leaves the spread of the log-Jacobian below that of the best peer,
-# and no folds. Which fold meets which is decided by the alignment: one more stage brings it to a fold's width
-# (docs/method.md).
+# and no folds; half-way the spread is less, and so is the smoothing. Which fold meets which the alignment decides:
+# one more stage brings it to a fold's width (docs/method.md).
 BRAIN = Preset(
     "brain",
     affine=(*ALIGNMENT, AffineStage(2.0, "affine", 15)),
     levels=(Level(4, 30), Level(2, 30), Level(1, 25)),
     method=Variational(similarity=Lncc(epsilon=1e-4), step=4.0, smooth_update=1.0, smooth_field=0.43),
+    smooth_halves=0.38,
     tol=0.005,
     weights="brain",
 )

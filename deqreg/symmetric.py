@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -63,7 +63,9 @@ def solve_symmetric(
     """
     half, back = square_root(world)
     grid = _half_way(images, (half, back), border)
-    dims = grid.dims
+    dims, method = grid.dims, preset.method
+    if preset.smooth_halves is not None:
+        method = replace(method, smooth_field=preset.smooth_halves)
     state = _halves(*start, grid.resized(level_shapes(grid, preset.levels[0], preset)[1]), back)
     reports = []
     for number, level in enumerate(preset.levels, 1):
@@ -73,7 +75,7 @@ def solve_symmetric(
         update = SymmetricUpdate(
             seen[0].data,
             seen[1].data,
-            preset.method,
+            method,
             shape=shape,
             field=field,
             spacing=at.spacing,
