@@ -57,8 +57,7 @@ format: $(STAMP)
 cuda: $(STAMP)
 	$(PYTHON) .ci/native.py
 
-# JSON, a roofline plot and README's table of operators; torch as it comes, without huge pages for its own tensors
-bench: export THP_MEM_ALLOC_ENABLE = 0
+# JSON, a roofline plot and README's table of operators
 bench: $(STAMP)
 	$(PYTHON) benchmarks/ops.py
 	$(PYTHON) benchmarks/tables.py

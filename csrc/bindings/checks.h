@@ -10,7 +10,6 @@
 #include <optional>
 #include <vector>
 
-#include "bindings/huge_pages.h"
 #include "kernels.h"
 
 namespace deqreg::bindings {
@@ -34,22 +33,6 @@ inline DType dtype_of(const Tensor& tensor) {
 inline ScalarType coordinate_type(const Tensor& tensor) {
   return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
-
-/// A fresh tensor, on huge pages where it is large and the CPU's.
-inline Tensor on_huge_pages(Tensor tensor) {
-  if (!tensor.is_cuda())
-    advise_huge_pages(reinterpret_cast<std::uintptr_t>(tensor.const_data_ptr()),
-                      tensor.numel() * static_cast<std::int64_t>(tensor.element_size()));
-  return tensor;
-}
-
-/// An output or a workspace beside `like`, of its dtype unless another is given. Its contents are undefined.
-inline Tensor fresh(const Tensor& like, const std::vector<std::int64_t>& shape,
-                    std::optional<ScalarType> dtype = std::nullopt) {
-  return on_huge_pages(torch::stable::new_empty(like, shape, dtype));
-}
-
-inline Tensor fresh_like(const Tensor& like) { return on_huge_pages(torch::stable::empty_like(like)); }
 
 inline std::vector<std::int64_t> shape_of(const Tensor& tensor) {
   return {tensor.sizes().begin(), tensor.sizes().end()};

@@ -15,7 +15,7 @@ Tensor compose(Tensor outer, Tensor inner) {
   DEQREG_CHECK(outer.scalar_type() == inner.scalar_type() && outer.scalar_type() == coordinate_type(outer));
   DEQREG_CHECK(outer_grid.voxels() > 0);
   check_same_device(outer, inner);
-  Tensor out = fresh_like(inner);
+  Tensor out = torch::stable::empty_like(inner);
   Backend::launch(outer, Compose{dtype_of(outer), outer.size(0), outer_grid, inner_grid, outer.const_data_ptr(),
                                  inner.const_data_ptr(), out.mutable_data_ptr()});
   return out;

@@ -31,7 +31,7 @@ Tensor correlation(Tensor fixed, Tensor moving, std::optional<Tensor> displaceme
   displacement = bind_features(fixed, moving, displacement, radius);
   fixed = torch::stable::contiguous(fixed);
   moving = torch::stable::contiguous(moving);
-  Tensor out = fresh(fixed, correlation_shape(fixed, radius));
+  Tensor out = torch::stable::new_empty(fixed, correlation_shape(fixed, radius));
   Backend::launch(fixed, Correlation{dtype_of(fixed), fixed.size(0), fixed.size(1), static_cast<std::int32_t>(radius),
                                      grid_of(fixed), fixed.const_data_ptr(), moving.const_data_ptr(),
                                      displacement ? displacement->const_data_ptr() : nullptr, out.mutable_data_ptr()});
@@ -52,10 +52,10 @@ std::tuple<Tensor, Tensor, Tensor> correlation_gradient(Tensor fixed, Tensor mov
   check_same_device(fixed, grad);
   const Grid grid = grid_of(fixed);
   const std::vector<std::int64_t> none{0};
-  Tensor grad_fixed = fresh(fixed, need_fixed ? shape_of(fixed) : none);
-  Tensor grad_moving = fresh(fixed, need_moving ? shape_of(fixed) : none);
-  Tensor grad_displacement =
-      fresh(fixed, need_displacement ? shape_with(fixed.size(0), grid.dims, grid) : none, coordinate_type(fixed));
+  Tensor grad_fixed = torch::stable::new_empty(fixed, need_fixed ? shape_of(fixed) : none);
+  Tensor grad_moving = torch::stable::new_empty(fixed, need_moving ? shape_of(fixed) : none);
+  Tensor grad_displacement = torch::stable::new_empty(
+      fixed, need_displacement ? shape_with(fixed.size(0), grid.dims, grid) : none, coordinate_type(fixed));
   const auto output = [](Tensor& tensor, bool needed) { return needed ? tensor.mutable_data_ptr() : nullptr; };
   CorrelationGradient op{dtype_of(fixed),
                          fixed.size(0),
@@ -71,7 +71,7 @@ std::tuple<Tensor, Tensor, Tensor> correlation_gradient(Tensor fixed, Tensor mov
                          output(grad_displacement, need_displacement),
                          deterministic,
                          nullptr};
-  Tensor workspace = fresh(fixed, {Backend::workspace_bytes(op)}, ScalarType::Byte);
+  Tensor workspace = torch::stable::new_empty(fixed, {Backend::workspace_bytes(op)}, ScalarType::Byte);
   op.workspace = workspace.mutable_data_ptr();
   Backend::launch(fixed, op);
   return {grad_fixed, grad_moving, grad_displacement};

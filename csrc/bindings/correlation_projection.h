@@ -25,7 +25,7 @@ Tensor correlation_projection(Tensor fixed, Tensor moving, std::optional<Tensor>
     bias = torch::stable::contiguous(*bias);
   }
   const Grid grid = grid_of(fixed);
-  Tensor out = fresh(fixed, shape_with(fixed.size(0), weight.size(0), grid));
+  Tensor out = torch::stable::new_empty(fixed, shape_with(fixed.size(0), weight.size(0), grid));
   Backend::launch(fixed, CorrelationProjection{
                              dtype_of(fixed), fixed.size(0), fixed.size(1), weight.size(0),
                              static_cast<std::int32_t>(radius), grid, fixed.const_data_ptr(), moving.const_data_ptr(),
@@ -52,12 +52,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> correlation_projection_gradient(
   DEQREG_CHECK(!need_displacement || displacement.has_value());
   check_same_device(fixed, grad);
   const std::vector<std::int64_t> none{0};
-  Tensor grad_fixed = fresh(fixed, need_fixed ? shape_of(fixed) : none);
-  Tensor grad_moving = fresh(fixed, need_moving ? shape_of(fixed) : none);
-  Tensor grad_displacement =
-      fresh(fixed, need_displacement ? shape_with(fixed.size(0), grid.dims, grid) : none, coordinate_type(fixed));
+  Tensor grad_fixed = torch::stable::new_empty(fixed, need_fixed ? shape_of(fixed) : none);
+  Tensor grad_moving = torch::stable::new_empty(fixed, need_moving ? shape_of(fixed) : none);
+  Tensor grad_displacement = torch::stable::new_empty(
+      fixed, need_displacement ? shape_with(fixed.size(0), grid.dims, grid) : none, coordinate_type(fixed));
   const std::vector<std::int64_t> projection{weight.size(0), weight.size(1) + 1};
-  Tensor grad_projection = fresh(fixed, need_projection ? projection : none);
+  Tensor grad_projection = torch::stable::new_empty(fixed, need_projection ? projection : none);
   const auto output = [](Tensor& tensor, bool needed) { return needed ? tensor.mutable_data_ptr() : nullptr; };
   Backend::launch(fixed, CorrelationProjectionGradient{
                              dtype_of(fixed), fixed.size(0), fixed.size(1), weight.size(0),

@@ -18,7 +18,7 @@ Tensor jacobian_determinant(Tensor displacement) {
   const Grid grid = grid_of(displacement);
   DEQREG_CHECK(displacement.size(1) == grid.dims);
   DEQREG_CHECK(displacement.scalar_type() == coordinate_type(displacement));
-  Tensor out = fresh(displacement, determinant_shape(displacement));
+  Tensor out = torch::stable::new_empty(displacement, determinant_shape(displacement));
   Backend::launch(displacement, JacobianDeterminant{dtype_of(displacement), displacement.size(0), grid,
                                                     displacement.const_data_ptr(), out.mutable_data_ptr()});
   return out;
@@ -34,7 +34,7 @@ Tensor jacobian_determinant_gradient(Tensor displacement, Tensor grad) {
   DEQREG_CHECK(grad.scalar_type() == displacement.scalar_type());
   DEQREG_CHECK(shape_of(grad) == determinant_shape(displacement));
   check_same_device(displacement, grad);
-  Tensor out = fresh(displacement, shape_of(displacement));
+  Tensor out = torch::stable::new_empty(displacement, shape_of(displacement));
   Backend::launch(displacement, JacobianDeterminantGradient{dtype_of(displacement), displacement.size(0), grid,
                                                             displacement.const_data_ptr(), grad.const_data_ptr(),
                                                             out.mutable_data_ptr()});

@@ -40,13 +40,15 @@ std::tuple<Tensor, Tensor, Tensor> lncc_gradient(Tensor fixed, Tensor warped, st
   warped = torch::stable::contiguous(warped);
   if (mask) mask = torch::stable::contiguous(*mask);
   Lncc op = bind_lncc(fixed, warped, mask, window, epsilon, shared);
-  const auto gradient = [&](bool need) { return fresh(fixed, need ? shape_of(fixed) : std::vector<std::int64_t>{0}); };
-  Tensor value = fresh(fixed, {op.batch}, coordinate_type(fixed));
+  const auto gradient = [&](bool need) {
+    return torch::stable::new_empty(fixed, need ? shape_of(fixed) : std::vector<std::int64_t>{0});
+  };
+  Tensor value = torch::stable::new_empty(fixed, {op.batch}, coordinate_type(fixed));
   Tensor grad_fixed = gradient(need_fixed), grad_warped = gradient(need_warped);
   op.value = value.mutable_data_ptr();
   op.grad_fixed = need_fixed ? grad_fixed.mutable_data_ptr() : nullptr;
   op.grad_warped = need_warped ? grad_warped.mutable_data_ptr() : nullptr;
-  Tensor workspace = fresh(fixed, {Backend::workspace_bytes(op)}, ScalarType::Byte);
+  Tensor workspace = torch::stable::new_empty(fixed, {Backend::workspace_bytes(op)}, ScalarType::Byte);
   op.workspace = workspace.mutable_data_ptr();
   Backend::launch(fixed, op);
   return {value, grad_fixed, grad_warped};

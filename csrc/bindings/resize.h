@@ -9,7 +9,7 @@ namespace deqreg::bindings {
 inline Tensor empty_on_grid(const Tensor& like, std::vector<std::int64_t> shape) {
   DEQREG_CHECK(shape.size() == static_cast<std::size_t>(like.dim() - 2));
   shape.insert(shape.begin(), {like.size(0), like.size(1)});
-  return fresh(like, shape);
+  return torch::stable::new_empty(like, shape);
 }
 
 template <class Backend>

@@ -14,12 +14,12 @@ Tensor splat(Tensor values, Tensor displacement, std::vector<std::int64_t> shape
   DEQREG_CHECK(same_grid(out_grid, grid_of(displacement)));
   DEQREG_CHECK(shape.size() == static_cast<std::size_t>(out_grid.dims));
   shape.insert(shape.begin(), {values.size(0), values.size(1)});
-  Tensor image = fresh(values, shape);
+  Tensor image = torch::stable::new_empty(values, shape);
   const Grid image_grid = grid_of(image);
   if (out_grid.voxels() == 0) return torch::stable::zero_(image);
   Splat op{dtype_of(values), values.size(0),          values.size(1),           image_grid,    out_grid,
            bound.sampling,   values.const_data_ptr(), image.mutable_data_ptr(), deterministic, nullptr};
-  Tensor workspace = fresh(values, {Backend::workspace_bytes(op)}, ScalarType::Byte);
+  Tensor workspace = torch::stable::new_empty(values, {Backend::workspace_bytes(op)}, ScalarType::Byte);
   op.workspace = workspace.mutable_data_ptr();
   Backend::launch(values, op);
   return image;

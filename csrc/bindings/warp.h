@@ -12,7 +12,7 @@ Tensor warp(Tensor image, Tensor displacement, std::optional<Tensor> affine, std
   const BoundSampling bound = bind_sampling(image, displacement, affine, interpolation, padding);
   const Grid image_grid = grid_of(image), out_grid = grid_of(displacement);
   DEQREG_CHECK(image_grid.voxels() > 0);
-  Tensor out = fresh(image, shape_with(image.size(0), image.size(1), out_grid));
+  Tensor out = torch::stable::new_empty(image, shape_with(image.size(0), image.size(1), out_grid));
   Backend::launch(image, Warp{dtype_of(image), image.size(0), image.size(1), image_grid, out_grid, bound.sampling,
                               image.const_data_ptr(), out.mutable_data_ptr()});
   return out;
@@ -29,7 +29,7 @@ Tensor warp_gradient(Tensor image, Tensor displacement, Tensor values, std::opti
   DEQREG_CHECK(values.scalar_type() == image.scalar_type());
   DEQREG_CHECK(shape_of(values) == shape_with(image.size(0), image.size(1), out_grid));
   check_same_device(image, values);
-  Tensor out = fresh(image, shape_of(displacement), coordinate_type(image));
+  Tensor out = torch::stable::new_empty(image, shape_of(displacement), coordinate_type(image));
   Backend::launch(image,
                   WarpGradient{dtype_of(image), image.size(0), image.size(1), image_grid, out_grid, bound.sampling,
                                image.const_data_ptr(), values.const_data_ptr(), out.mutable_data_ptr()});
