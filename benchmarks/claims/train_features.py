@@ -1,16 +1,12 @@
 """Train the encoder of the brain model to tell labels apart: the first half of the recipe behind the shipped weights.
 
-    python benchmarks/claims/train_features.py DATASET coarse.safetensors --spacing 2
-    python benchmarks/claims/train_features.py DATASET OUT.safetensors --spacing 1 --deeper coarse.safetensors
+    python benchmarks/claims/train_features.py DATASET OUT.safetensors [--steps 2000] [--seed 0]
 
 Every label has a prototype, a unit vector; a voxel's features are to point at the prototype of its label (cosine
 softmax). Features of one label in two heads are then alike and those of others are not, which is what the update looks
 at. Voxels are drawn over labels by the power 0.4 of their volume, since Dice counts labels and not voxels. Heads are
-mirrored, left labels for right ones, turned, scaled, shifted, bent, and changed in contrast and noise.
-
-Features have voxels of 2 mm. An encoder of images at 2 mm computes at 4 mm; one of images at 1 mm computes at 2 mm, and
-takes what lies deeper from the first, so that it begins where that ended. The second half, `deqreg train
-benchmarks/claims/brain.yaml`, starts from the result.
+mirrored, left labels for right ones, turned, scaled, shifted, bent, and changed in contrast and noise. The second half,
+`deqreg train benchmarks/claims/brain.yaml`, starts from the result.
 """
 
 import argparse
@@ -27,9 +23,9 @@ from deqreg import ops
 from deqreg.data import load_cases, read_dataset
 from deqreg.nets import Encoder
 
-FEATURES = 2  # millimetres
-POINTS = 20_000  # voxels that a step looks at
-WIDTHS = {2: (32, 64, 128, 160), 1: (32, 32, 64, 128, 160)}
+SPACING = 2.0  # millimetres
+POINTS = 10_000  # voxels that a step looks at
+WIDTHS = (32, 64, 128, 160)
 RATE, WARMUP = 4e-3, 20
 
 
@@ -47,8 +43,8 @@ def box(images: Tensor, margin: int = 2) -> tuple[slice, ...]:
 class Heads:
     """Images and labels, and where each label is."""
 
-    def __init__(self, images: Tensor, labels: Tensor, count: int, spacing: int, generator: torch.Generator) -> None:
-        self.images, self.count, self.spacing, self.generator = images, count, spacing, generator
+    def __init__(self, images: Tensor, labels: Tensor, count: int, generator: torch.Generator) -> None:
+        self.images, self.count, self.generator = images, count, generator
         self.shape = images.shape[1:]
         self.order, self.first, self.voxels = [], [], []
         for head in labels:
@@ -85,19 +81,19 @@ class Heads:
         return image, here[inside], labels[inside]
 
     def _affine(self) -> tuple[Tensor, Tensor]:
-        """Turns of about 5 degrees, scales of 6 % and shifts of 4 mm, about the centre."""
+        """Turns of about 5 degrees, scales of 6 % and shifts of 2 voxels, about the centre."""
         generator = self.generator
         a, b, c = (0.08 * torch.randn(3, generator=generator)).tolist()
         matrix = torch.linalg.matrix_exp(torch.tensor([[0, -a, b], [a, 0, -c], [-b, c, 0]]))
         matrix = matrix @ torch.diag(torch.exp(0.06 * torch.randn(3, generator=generator)))
         centre = (torch.tensor(self.shape) - 1) / 2
-        return matrix, centre - matrix @ centre + 4 / self.spacing * torch.randn(3, generator=generator)
+        return matrix, centre - matrix @ centre + 2 * torch.randn(3, generator=generator)
 
     def _bend(self) -> Tensor:
-        """A smooth displacement `[1, 3, *S]` of about 3 mm a component, changing over 16 mm."""
-        coarse = [size * self.spacing // 8 + 1 for size in self.shape]
+        """A smooth displacement `[1, 3, *S]` of about 1.5 voxels a component, changing over 8 voxels."""
+        coarse = [size // 4 + 1 for size in self.shape]
         noise = ops.gaussian(torch.randn(1, 3, *coarse, generator=self.generator), 2.0)
-        return ops.resize(noise * (3 / self.spacing / noise.std()), self.shape)
+        return ops.resize(noise * (1.5 / noise.std()), self.shape)
 
     def _shading(self) -> Tensor:
         """A smooth factor `[1, 1, *S]` of 1 give or take a tenth, as coils leave it."""
@@ -128,17 +124,12 @@ def mirrored(images: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor
     return images.flip(1).roll(shift, 1), twin[labels.flip(1).roll(shift, 1).long()].to(labels.dtype)
 
 
-def at(features: Tensor, points: Tensor, stride: int = 1) -> Tensor:
-    """Features `[1, C, *S]` at voxel positions `[P, 3]` of the image that they come from, `[P, C]`."""
-    size = torch.tensor(features.shape[2:]) * stride
+def at(features: Tensor, points: Tensor) -> Tensor:
+    """Features `[1, C, *S]` at voxel positions `[P, 3]`, `[P, C]`."""
+    size = torch.tensor(features.shape[2:])
     where = ((2 * points + 1) / size - 1).flip(1)[None, None, None]
     found = functional.grid_sample(features, where, align_corners=False, padding_mode="border")
     return found[0, :, 0, 0].T
-
-
-def unit_at(features: Tensor, points: Tensor, stride: int) -> Tensor:
-    """The same, of unit length."""
-    return functional.normalize(at(features, points, stride), dim=1)
 
 
 class Prototypes(nn.Module):
@@ -157,10 +148,8 @@ class Prototypes(nn.Module):
 @torch.no_grad()
 def overlap(encoder: Encoder, prototypes: Prototypes, image: Tensor, labels: Tensor, count: int) -> float:
     """Mean Dice of the nearest prototype's label with the true one."""
-    features, labels = encoder(image[None, None].float() / 255), labels.flatten().long()
-    parts = torch.arange(len(labels)).split(50_000)
-    points = (torch.stack(torch.unravel_index(part, image.shape), dim=1).float() for part in parts)
-    found = torch.cat([prototypes(unit_at(features, these, encoder.stride)).argmax(1) for these in points])
+    features = encoder(image[None, None].float() / 255)[0].flatten(1).T
+    found, labels = torch.cat([prototypes(part).argmax(1) for part in features.split(50_000)]), labels.flatten().long()
     sizes = torch.bincount(found, minlength=count) + torch.bincount(labels, minlength=count)
     both = torch.bincount(labels[found == labels], minlength=count)
     present = torch.bincount(labels, minlength=count) > 0
@@ -168,24 +157,11 @@ def overlap(encoder: Encoder, prototypes: Prototypes, image: Tensor, labels: Ten
     return float((2 * both / sizes.clamp(min=1))[present].mean())
 
 
-def take_deeper(encoder: Encoder, path: Path) -> None:
-    """All but the finest scale, from an encoder of images at half the resolution."""
-    from safetensors.torch import load_file
-
-    own = encoder.state_dict()
-    for name, value in load_file(path).items():
-        part, _, rest = name.removeprefix("encoder.").partition(".")
-        if part in ("down", "widen", "narrow", "up"):
-            scale, _, inside = rest.partition(".")
-            own[f"{part}.{int(scale) + 1}.{inside}"] = value
-    encoder.load_state_dict(own)
-
-
-def train(dataset: str, out: Path, steps: int, seed: int, spacing: int, deeper: Path | None) -> None:
+def train(dataset: str, out: Path, steps: int, seed: int) -> None:
     torch.manual_seed(seed)
     listed = read_dataset(dataset)
     validation = [pair[0] for pair in listed.validation_pairs[:2]]
-    cases = load_cases([*listed.training, *validation], spacing=spacing)
+    cases = load_cases([*listed.training, *validation], spacing=SPACING)
     count = len(next(iter(cases.values())).values)
 
     def stacked(wanted: list) -> tuple[Tensor, Tensor]:
@@ -194,11 +170,9 @@ def train(dataset: str, out: Path, steps: int, seed: int, spacing: int, deeper: 
     seen = stacked(listed.training)
     images, labels = (torch.cat(both) for both in zip(seen, mirrored(*seen, count), strict=True))
     where = (slice(None), *box(images / 255))
-    heads = Heads(images[where], labels[where], count, spacing, torch.Generator().manual_seed(seed))
+    heads = Heads(images[where], labels[where], count, torch.Generator().manual_seed(seed))
     unseen = [part[where] for part in stacked(validation)]
-    encoder = Encoder(widths=WIDTHS[spacing], stride=FEATURES // spacing)
-    if deeper is not None:
-        take_deeper(encoder, deeper)
+    encoder = Encoder(widths=WIDTHS)
     prototypes = Prototypes(count, encoder.channels)
     parameters = [*encoder.parameters(), *prototypes.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=RATE, weight_decay=1e-4)
@@ -208,9 +182,7 @@ def train(dataset: str, out: Path, steps: int, seed: int, spacing: int, deeper: 
         for group in optimiser.param_groups:
             group["lr"] = RATE * min(1, (step + 1) / WARMUP) * (0.01 + 0.5 * (1 + math.cos(math.pi * step / steps)))
         image, points, truth = heads.draw()
-        with torch.autocast("cpu", torch.bfloat16):
-            features = encoder(image)
-        logits = prototypes(unit_at(features.float(), points, encoder.stride))
+        logits = prototypes(functional.normalize(at(encoder(image), points), dim=1))
         loss = functional.cross_entropy(logits, truth)
         optimiser.zero_grad()
         loss.backward()
@@ -226,15 +198,14 @@ def train(dataset: str, out: Path, steps: int, seed: int, spacing: int, deeper: 
             log.append({**entry, **seconds})
             print(" ".join(f"{key} {value:.4g}" for key, value in log[-1].items()), flush=True)
             losses, hits = [], []
-            write(out, encoder, prototypes, log)
+            write(out, encoder, log)
 
 
-def write(out: Path, encoder: Encoder, prototypes: Prototypes, log: list) -> None:
+def write(out: Path, encoder: Encoder, log: list) -> None:
     from safetensors.torch import save_file
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    parts = {**encoder.state_dict(prefix="encoder."), **prototypes.state_dict(prefix="prototypes.")}
-    save_file({name: value.contiguous() for name, value in parts.items()}, out)
+    save_file({f"encoder.{name}": value.contiguous() for name, value in encoder.state_dict().items()}, out)
     out.with_suffix(".json").write_text(json.dumps(log, indent=1))
 
 
@@ -242,9 +213,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--spacing", type=int, choices=sorted(WIDTHS), default=1, help="of the images, millimetres")
-    parser.add_argument("--deeper", type=Path, help="features of images at twice the spacing, to start from")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    train(**vars(arguments))
+    train(arguments.dataset, arguments.out, arguments.steps, arguments.seed)
