@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from deqreg import ops
@@ -109,8 +108,5 @@ def solve_learned(
 
 def _coarser(grid: Grid, stride: int) -> Grid:
     """The grid of blocks of `stride` voxels along each axis; the last may reach past the end."""
-    dims = grid.dims
-    voxels = torch.eye(dims + 1, dtype=torch.float64)
-    voxels[:dims] *= stride
-    voxels[:dims, dims] = (stride - 1) / 2
-    return Grid(tuple(-(-size // stride) for size in grid.shape), grid.affine @ voxels)
+    shape = [-(-size // stride) for size in grid.shape]
+    return grid.cropped([0] * grid.dims, [size * stride for size in shape]).resized(shape)

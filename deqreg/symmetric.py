@@ -146,8 +146,7 @@ def _half_way(images: tuple[Image, Image], maps: tuple[Tensor, Tensor], border: 
 
 def _halves(u: Tensor, known: Grid, onto: Grid, back: Tensor) -> Tensor:
     """A displacement between fixed and moving as two of a grid half-way: each side goes half of it."""
-    linear = torch.linalg.inv(onto.map_to(known, back)[:, : onto.dims]).to(u)
-    half = torch.einsum("ab,nb...->na...", linear, resample(u, known, onto, back)).div_(2)
+    half = _spread(u, known, onto, back, antialias=True).div_(2)
     return torch.cat([-half, half], dim=1)
 
 
@@ -164,10 +163,8 @@ def _fine(u: Tensor, shape: tuple[int, ...], rounding: float) -> Tensor:
     return fine if u.shape[2:] == fine.shape[2:] else ops.gaussian(fine, rounding)
 
 
-def _spread(u: Tensor, known: Grid, onto: Grid, world: Tensor) -> Tensor:
-    """A displacement of a grid half-way as one in voxels of an image's grid; beyond its faces as it is there."""
-    mapping = onto.map_to(known, world)
-    still = u.new_zeros(1, onto.dims, *onto.shape)
-    moved = ops.warp(u, still, affine=mapping.to(u)[None])
-    linear = torch.linalg.inv(mapping[:, : onto.dims]).to(u)
+def _spread(u: Tensor, known: Grid, onto: Grid, world: Tensor, *, antialias: bool = False) -> Tensor:
+    """A displacement of one grid as one in voxels of another, through a map; beyond its faces as it is there."""
+    moved = resample(u, known, onto, world, antialias=antialias)
+    linear = torch.linalg.inv(onto.map_to(known, world)[:, : onto.dims]).to(u)
     return torch.einsum("ab,nb...->na...", linear, moved).contiguous()
