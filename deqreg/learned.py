@@ -13,7 +13,7 @@ from deqreg.equilibrium import Anderson
 from deqreg.nets import Similarity
 from deqreg.nets.pretrained import load_weights, packaged
 from deqreg.registration import LevelReport, Progress
-from deqreg.spatial import Grid, Image, level_shape, resample, resize, resize_displacement
+from deqreg.spatial import Grid, Image, resample, resample_displacement
 
 # Most of the way is made on the coarse level, where a step costs a tenth: there, with a memory of 8, the residual is at
 # the tolerance after 29 to 39 steps on pairs that were not trained on (docs/learned.md).
@@ -51,6 +51,8 @@ def solve_learned(
     similarity: Similarity,
     rounding: float,
     progress: Callable[[Progress], None] | None = None,
+    *,
+    coarse: bool = False,
 ) -> tuple[Tensor, LevelReport, Features]:
     """The equilibrium of the learned update.
 
@@ -63,21 +65,24 @@ def solve_learned(
         rounding: standard deviation of the Gaussian that takes off interpolation's kinks, in voxels of the network's
             images.
         progress: called when it is done.
+        coarse: solve the first level alone, which is all that one sees who goes on from a coarse level.
 
     Returns:
-        The displacement in voxels of the network's grid, how it went, and the features of fixed and moving.
+        The displacement on the fixed grid at the network's spacing, in those voxels, how it went, and the features of
+        fixed and moving.
 
     Raises:
         ValueError: the weights are for images of another number of axes.
     """
     started, (fixed, moving) = time.perf_counter(), images
     net, facts = load_weights(packaged(weights), SOLVERS)
-    net = net.to(fixed.data.device)
+    net = (net.coarsest() if coarse else net).to(fixed.data.device)
     if net.encoder.dims != fixed.grid.dims:
         raise ValueError(f"method equilibrium of this preset is {net.encoder.dims}-D, got {fixed.grid.dims}-D images")
-    grid = fixed.grid.resized(level_shape(fixed.grid, facts["spacing"]))
-    pair = resize(fixed.data, grid.shape), resample(moving.data, moving.grid, grid, world)
-    start = resize_displacement(displacement, grid.shape)
+    own = _at_spacing(fixed.grid, facts["spacing"])
+    grid = own.upright()  # as the heads were that it was trained on
+    pair = resample(fixed.data, fixed.grid, grid), resample(moving.data, moving.grid, grid, world)
+    start = resample_displacement(displacement, fixed.grid.resized(displacement.shape[2:]), grid)
     features = net.encoder(pair[0]), net.encoder(pair[1])
     u, solution = net(*pair, start=start, features=features)
     if net.strides[-1] > 1:
@@ -89,11 +94,11 @@ def solve_learned(
     steps = int(solution.steps[0])
     residuals = tuple(solution.residuals[:, 0].tolist())
     if progress is not None:
-        progress(Progress("learned", steps, SOLVERS[-1].max_steps, residuals[-1], after, grid.shape))
+        progress(Progress("learned", steps, SOLVERS[0 if coarse else -1].max_steps, residuals[-1], after, own.shape))
     report = LevelReport(
-        shape=grid.shape,
-        field_shape=grid.shape,
-        spacing=grid.spacing,
+        shape=own.shape,
+        field_shape=_coarser(own, net.strides[-1]).shape,
+        spacing=own.spacing,
         steps=steps,
         status=solution.status.value,
         sentence=solution.message,
@@ -103,7 +108,13 @@ def solve_learned(
         jacobian_range=(float(low), float(high)),
         seconds=time.perf_counter() - started,
     )
-    return u, report, Features(*features, _coarser(grid, net.encoder.stride))
+    features = Features(*features, _coarser(grid, net.encoder.stride))
+    return resample_displacement(u, grid, own), report, features
+
+
+def _at_spacing(grid: Grid, spacing: float) -> Grid:
+    """The grid with voxels of `spacing` millimetres, be they coarser or finer."""
+    return grid.resized([max(1, round(n * edge / spacing)) for n, edge in zip(grid.shape, grid.spacing, strict=True)])
 
 
 def _coarser(grid: Grid, stride: int) -> Grid:

@@ -186,8 +186,9 @@ def register(
         if weights is not None:
             with clock.stage("learned"):
                 displacement, report, features = solve_learned(
-                    (inner, images[1]), world, displacement, weights, chosen.method.similarity, _ROUNDING, progress
-                )
+                    (inner, images[1]), world, displacement, weights, chosen.method.similarity, _ROUNDING, progress,
+                    coarse=refine,
+                )  # fmt: skip
                 levels.append(report)
         if symmetric:
             with clock.stage("symmetric"):

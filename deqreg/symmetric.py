@@ -16,7 +16,7 @@ from deqreg.levels import level_shapes, solve_level
 from deqreg.nets import SymmetricUpdate
 from deqreg.presets import Preset
 from deqreg.registration import LevelReport, Progress
-from deqreg.spatial import Grid, Image, invert, resample, resize_displacement
+from deqreg.spatial import Grid, Image, invert, resample_displacement, resize_displacement
 
 # Denman and Beavers' iteration squares its error: a matrix that has a root has it to rounding long before.
 _ROOT_STEPS = 30
@@ -89,8 +89,8 @@ def solve_symmetric(
     # inverted and composed at the images' resolution: at the field's own, Dice between heads is 0.006 lower
     to_fixed, to_moving = (_fine(u, grid.shape, rounding) for u in state.split(dims, dim=1))
     return Symmetric(
-        _spread(_after(to_moving, to_fixed), grid, images[0].grid, half),
-        _spread(_after(to_fixed, to_moving), grid, images[1].grid, back),
+        resample_displacement(_after(to_moving, to_fixed), grid, images[0].grid, half),
+        resample_displacement(_after(to_fixed, to_moving), grid, images[1].grid, back),
         reports,
     )
 
@@ -146,7 +146,7 @@ def _half_way(images: tuple[Image, Image], maps: tuple[Tensor, Tensor], border: 
 
 def _halves(u: Tensor, known: Grid, onto: Grid, back: Tensor) -> Tensor:
     """A displacement between fixed and moving as two of a grid half-way: each side goes half of it."""
-    half = _spread(u, known, onto, back, antialias=True).div_(2)
+    half = resample_displacement(u, known, onto, back, antialias=True).div_(2)
     return torch.cat([-half, half], dim=1)
 
 
@@ -161,10 +161,3 @@ def _fine(u: Tensor, shape: tuple[int, ...], rounding: float) -> Tensor:
     """A displacement at more voxels, without the kinks that linear interpolation leaves."""
     fine = resize_displacement(u.contiguous(), shape)
     return fine if u.shape[2:] == fine.shape[2:] else ops.gaussian(fine, rounding)
-
-
-def _spread(u: Tensor, known: Grid, onto: Grid, world: Tensor, *, antialias: bool = False) -> Tensor:
-    """A displacement of one grid as one in voxels of another, through a map; beyond its faces as it is there."""
-    moved = resample(u, known, onto, world, antialias=antialias)
-    linear = torch.linalg.inv(onto.map_to(known, world)[:, : onto.dims]).to(u)
-    return torch.einsum("ab,nb...->na...", linear, moved).contiguous()

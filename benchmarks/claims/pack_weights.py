@@ -1,6 +1,6 @@
 """Make the file that ships of a finished training.
 
-python benchmarks/claims/pack_weights.py out/brain/best.pt deqreg/weights/brain.safetensors --spacing 2
+python benchmarks/claims/pack_weights.py out/brain/best.pt deqreg/weights/brain.safetensors --spacing 1
 """
 
 import argparse
@@ -27,6 +27,6 @@ if __name__ == "__main__":
     parser.add_argument("source", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--spacing", type=float, required=True, help="millimetres of the images it was trained on")
-    parser.add_argument("--strides", type=int, nargs="+", default=[2, 1], help="levels of inference")
+    parser.add_argument("--strides", type=int, nargs="+", default=[4, 2], help="levels of inference")
     arguments = parser.parse_args()
     pack(arguments.source, arguments.out, arguments.spacing, arguments.strides)

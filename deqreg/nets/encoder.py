@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -12,19 +13,27 @@ CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 POOL = {2: functional.avg_pool2d, 3: functional.avg_pool3d}
 MODE = {2: "bilinear", 3: "trilinear"}
 
+# Voxels whose labels are read at once: the probabilities of 145 labels then stay in the cache.
+_VOXELS = 4096
+
 
 class Encoder(nn.Module):
-    """Unit feature vectors for every voxel of an image, `[N, 1, *S]` -> `[N, channels, *S / stride]`.
+    """Feature vectors for every voxel of an image, `[N, 1, *S]` -> `[N, channels, *S / stride]`.
 
     Voxels are first folded, two along each axis, into channels, so that nothing is computed on the full grid: that is
     where the time of a U-Net goes. With a stride of 1 they are unfolded at the end. Statistics are of one image
     (instance normalisation): what an image becomes does not depend on its batch mates.
+
+    Features are unit vectors, or, of an encoder that knows labels, the mean of the labels' codes under the
+    probabilities that it gives them: two voxels are near each other where they are likely to be of one label.
 
     Args:
         dims: 2 or 3.
         channels: of the features.
         widths: channels at 1/2, 1/4, 1/8 ... of the resolution; as many scales as there are numbers.
         stride: voxel edge of the features, in voxels of the image, 1 or 2. With 2 an odd axis is rounded up.
+        labels: how many it tells apart, the background, which is the first, included; None for unit vectors. Needs a
+            stride of 2.
 
     Raises:
         ValueError: when an argument or the image breaks this contract.
@@ -38,7 +47,13 @@ class Encoder(nn.Module):
     """
 
     def __init__(
-        self, *, dims: int = 3, channels: int = 16, widths: Sequence[int] = (32, 64, 96, 128), stride: int = 1
+        self,
+        *,
+        dims: int = 3,
+        channels: int = 16,
+        widths: Sequence[int] = (32, 64, 96, 128),
+        stride: int = 1,
+        labels: int | None = None,
     ) -> None:
         super().__init__()
         if dims not in CONV:
@@ -47,6 +62,8 @@ class Encoder(nn.Module):
             raise ValueError(f"channels and widths must be positive, got {channels} and {list(widths)}")
         if stride not in (1, 2):
             raise ValueError(f"the encoder's stride must be 1 or 2, got {stride}")
+        if labels is not None and (labels < 2 or stride != 2):
+            raise ValueError(f"labels must be at least 2, with a stride of 2, got {labels} and {stride}")
         self.dims, self.channels, self.stride = dims, channels, stride
         conv, pairs = CONV[dims], list(pairwise(widths))
         self.stem = conv(2**dims, widths[0], 1)
@@ -54,13 +71,25 @@ class Encoder(nn.Module):
         self.widen = nn.ModuleList(conv(fine, coarse, 1) for fine, coarse in pairs)
         self.narrow = nn.ModuleList(conv(coarse, fine, 1) for fine, coarse in pairs)
         self.up = nn.ModuleList(_Block(dims, fine) for fine, _ in pairs)
-        self.head = conv(widths[0], channels * (2**dims if stride == 1 else 1), 1)
+        # at all scales but the finest, where a block takes as long as all of these
+        self.more = nn.ModuleList(_Block(dims, coarse, starts=0.0) for _, coarse in pairs)
+        if labels is None:
+            self.head = conv(widths[0], channels * (2**dims if stride == 1 else 1), 1)
+        else:
+            self.head = Labels(widths[0], labels, channels)
 
     def forward(self, image: Tensor) -> Tensor:
-        """The features, of unit length."""
+        """The features."""
+        x = self.trunk(image)
+        if isinstance(self.head, Labels):
+            return self.head(x)
+        features = self.head(x) if self.stride == 2 else crop(unfold(self.head(x)), image.shape[2:])
+        return functional.normalize(features, dim=1, eps=1e-6)
+
+    def trunk(self, image: Tensor) -> Tensor:
+        """What the head reads, `[N, widths[0], *S / 2]`."""
         if image.ndim != self.dims + 2 or image.shape[1] != 1:
             raise ValueError(f"image must be [N, 1, *S] with {self.dims} axes, got {list(image.shape)}")
-        size = image.shape[2:]
         x = self.stem(fold(pad_to_multiple(image - 0.5, 2)))
         skips: list[Tensor] = []
         for scale, block in enumerate(self.down):
@@ -69,20 +98,57 @@ class Encoder(nn.Module):
             x = block(x)
             skips.append(x)
         for scale in reversed(range(len(self.up))):
-            skip = skips[scale]
+            skip, x = skips[scale], x + self.more[scale](x)
             x = functional.interpolate(self.narrow[scale](x), scale_factor=2.0, mode=MODE[self.dims])
             x = self.up[scale](crop(x, skip.shape[2:]) + skip)
-        features = self.head(x) if self.stride == 2 else crop(unfold(self.head(x)), size)
-        return functional.normalize(features, dim=1, eps=1e-6)
+        return x
+
+
+class Labels(nn.Module):
+    """Codes of the labels that a voxel may have, `[N, width, *S]` -> `[N, channels, *S]`.
+
+    `sum_k p_k c_k`, `p = softmax(W_2 rectified(W_1 x))`: the codes `c_k` are random unit vectors, the background's is
+    zero. Distances are about those of the probabilities themselves, to a part in `sqrt(channels)` (Johnson &
+    Lindenstrauss, 1984).
+
+    Args:
+        width: channels of what it reads.
+        labels: how many, the background included.
+        channels: of a code.
+
+    >>> codes = Labels(8, 5, 16)(torch.rand(1, 8, 6, 6))
+    >>> list(codes.shape), bool((codes.norm(dim=1) <= 1).all())
+    ([1, 16, 6, 6], True)
+    """
+
+    def __init__(self, width: int, labels: int, channels: int) -> None:
+        super().__init__()
+        self.hidden, self.logits = nn.Linear(width, 2 * width), nn.Linear(2 * width, labels)
+        codes = functional.normalize(torch.randn(labels, channels), dim=1)
+        codes[0] = 0
+        self.register_buffer("codes", codes)
+
+    def read(self, x: Tensor) -> Tensor:
+        """Logits of voxels `[P, width]`, `[P, labels]`."""
+        return self.logits(functional.leaky_relu(self.hidden(x), 0.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The codes."""
+        voxels = x.flatten(2).transpose(1, 2).flatten(0, 1)
+        # a hundred labels of all voxels at once would be the largest tensor there is
+        parts = [self.read(part).softmax(1) @ self.get_buffer("codes") for part in voxels.split(_VOXELS)]
+        codes = torch.cat(parts).view(x.shape[0], -1, self.get_buffer("codes").shape[1])
+        return codes.transpose(1, 2).reshape(x.shape[0], -1, *x.shape[2:])
 
 
 class _Block(nn.Module):
-    """A convolution, instance normalisation and a leaky rectifier."""
+    """A convolution, instance normalisation and a leaky rectifier; `starts` is the normalisation's first weight."""
 
-    def __init__(self, dims: int, width: int) -> None:
+    def __init__(self, dims: int, width: int, starts: float = 1.0) -> None:
         super().__init__()
         self.conv = CONV[dims](width, width, 3, padding=1, bias=False)
         self.norm = nn.GroupNorm(width, width)  # unlike InstanceNorm, it takes an image of one voxel
+        nn.init.constant_(self.norm.weight, starts)
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.leaky_relu(self.norm(self.conv(x)), 0.1)

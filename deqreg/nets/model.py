@@ -27,6 +27,7 @@ class DEQReg(nn.Module):
         channels: learned features a voxel.
         widths: channels inside the encoder, fine to coarse.
         encoder_stride: voxel edge of the features, in voxels of the images, 1 or 2; the strides are multiples of it.
+        labels: that the features tell apart, or None; see `Encoder`.
         strides: voxel edges of the levels, in voxels of the images, coarse to fine, each a multiple of the next.
         hidden: channels of the update's memory.
         kernel: edge of the update's convolution in voxels, odd.
@@ -55,6 +56,7 @@ class DEQReg(nn.Module):
         channels: int = 16,
         widths: Sequence[int] = (32, 64, 96, 128),
         encoder_stride: int = 1,
+        labels: int | None = None,
         strides: Sequence[int] = (2, 1),
         hidden: int = 8,
         kernel: int = 1,
@@ -76,15 +78,16 @@ class DEQReg(nn.Module):
             raise ValueError(f"strides must be multiples of the encoder's, {encoder_stride}, got {strides}")
         self._arguments: dict[str, Any] = {
             "dims": dims, "channels": channels, "widths": list(widths), "encoder_stride": encoder_stride,
-            "strides": strides, "hidden": hidden, "kernel": kernel, "bridge": bridge, "contrast": contrast,
-            "gain": gain, "longest_step": longest_step, "smooth_update": smooth_update, "smooth_field": smooth_field,
+            "labels": labels, "strides": strides, "hidden": hidden, "kernel": kernel, "bridge": bridge,
+            "contrast": contrast, "gain": gain, "longest_step": longest_step, "smooth_update": smooth_update,
+            "smooth_field": smooth_field,
         }  # fmt: skip
         solvers = list(solver) if isinstance(solver, Sequence) else [solver] * len(strides)
         if len(solvers) != len(strides):
             raise ValueError(f"solver must be one, or one for each of {len(strides)} levels, got {len(solvers)}")
         self.strides, self.contrast, self.solvers, self.adjoint = strides, contrast, solvers, adjoint
         self.log_balance = nn.Parameter(torch.zeros(()))
-        self.encoder = Encoder(dims=dims, channels=channels, widths=widths, stride=encoder_stride)
+        self.encoder = Encoder(dims=dims, channels=channels, widths=widths, stride=encoder_stride, labels=labels)
         self.update = RecurrentUpdate(
             dims=dims, hidden=hidden, kernel=kernel, bridge=bridge, gain=gain, longest_step=longest_step,
             smooth_update=smooth_update, smooth_field=smooth_field,
@@ -98,6 +101,12 @@ class DEQReg(nn.Module):
     def config(self) -> dict[str, Any]:
         """The arguments that rebuild this network, but for the solver and the adjoint; plain values."""
         return dict(self._arguments)
+
+    def coarsest(self) -> DEQReg:
+        """The network with its first level alone, which shares this one's weights."""
+        coarse = DEQReg(**{**self.config(), "strides": self.strides[:1]}, solver=self.solvers[0], adjoint=self.adjoint)
+        coarse.encoder, coarse.update, coarse.log_balance = self.encoder, self.update, self.log_balance
+        return coarse.train(self.training)
 
     def forward(
         self, fixed: Tensor, moving: Tensor, start: Tensor | None = None, features: tuple[Tensor, Tensor] | None = None

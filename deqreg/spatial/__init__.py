@@ -6,7 +6,15 @@ from deqreg.spatial.grid import Grid
 from deqreg.spatial.intensity import scale_intensities
 from deqreg.spatial.inverse import invert, invert_points
 from deqreg.spatial.pyramid import level_shape
-from deqreg.spatial.resample import pull, resample, resize, resize_displacement, sample, scatter
+from deqreg.spatial.resample import (
+    pull,
+    resample,
+    resample_displacement,
+    resize,
+    resize_displacement,
+    sample,
+    scatter,
+)
 from deqreg.spatial.self_similarity import self_similarity
 
 __all__ = [
@@ -21,6 +29,7 @@ __all__ = [
     "match_contrast",
     "pull",
     "resample",
+    "resample_displacement",
     "resize",
     "resize_displacement",
     "sample",

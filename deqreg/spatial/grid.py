@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import permutations
 
 import torch
 from torch import Tensor
@@ -80,6 +81,25 @@ class Grid:
         voxels = torch.eye(self.dims + 1, dtype=torch.float64)
         voxels[: self.dims, self.dims] = torch.tensor(list(first), dtype=torch.float64)
         return Grid(tuple(shape), self.affine @ voxels)
+
+    def upright(self) -> Grid:
+        """The same voxels, counted to the right, to the front and to the top, as near as their axes come to that.
+
+        >>> facing = torch.tensor([[0.0, -2.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+        >>> grid = Grid((4, 6), facing).upright()
+        >>> grid.shape, grid.affine[:2].tolist()
+        ((6, 4), [[2.0, 0.0, -10.0], [0.0, 1.0, 0.0]])
+        """
+        dims = self.dims
+        along = self.affine[:dims, :dims] / self.affine[:dims, :dims].norm(dim=0)
+        order = max(permutations(range(dims)), key=lambda axes: float(along[range(dims), axes].abs().sum()))
+        voxels = torch.zeros_like(self.affine)
+        voxels[dims, dims] = 1
+        for world, axis in enumerate(order):
+            back = float(along[world, axis]) < 0
+            voxels[axis, world] = -1 if back else 1
+            voxels[axis, dims] = self.shape[axis] - 1 if back else 0
+        return Grid(tuple(self.shape[axis] for axis in order), self.affine @ voxels)
 
     def map_to(self, other: Grid, world: Tensor | None = None) -> Tensor:
         """The voxel map `[d, d + 1]` from this grid to another, through a world map `[d + 1, d + 1]` if given."""

@@ -102,6 +102,30 @@ def resample(
     return ops.warp(image, still, affine=affine, interpolation=interpolation, padding=padding)
 
 
+def resample_displacement(
+    displacement: Tensor, grid: Grid, onto: Grid, world: Tensor | None = None, *, antialias: bool = False
+) -> Tensor:
+    """A displacement of one grid as one in voxels of another, through a map; beyond its faces as it is there.
+
+    Args:
+        displacement: `[1, d, *S]` on `grid`, in its voxels.
+        grid: where its voxels lie.
+        onto: where the result's voxels lie.
+        world: `W`, `[d + 1, d + 1]`, from points of `onto` to points of `grid`; the identity if not given.
+        antialias: smooth before going to a coarser grid.
+
+    Returns:
+        `[1, d, *onto.shape]`, in voxels of `onto`.
+
+    >>> grid = Grid((4, 4), torch.eye(3, dtype=torch.float64))
+    >>> resample_displacement(torch.ones(1, 2, 4, 4), grid, grid.resized((2, 2))).unique().tolist()
+    [0.5]
+    """
+    moved = resample(displacement, grid, onto, world, antialias=antialias)
+    linear = torch.linalg.inv(onto.map_to(grid, world)[:, : onto.dims]).to(displacement)
+    return torch.einsum("ab,nb...->na...", linear, moved).contiguous()
+
+
 def pull(image: Tensor, displacement: Tensor, affine: Tensor, interpolation: str = "linear") -> Tensor:
     """An image under a total map, interpolated once, zero where a point falls outside of its voxels, as ITK has it.
 
