@@ -134,11 +134,11 @@ class Labels(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The codes."""
-        voxels = x.flatten(2).transpose(1, 2).flatten(0, 1)
+        codes, voxels = self.get_buffer("codes"), x.flatten(2).transpose(1, 2).flatten(0, 1)
         # a hundred labels of all voxels at once would be the largest tensor there is
-        parts = [self.read(part).softmax(1) @ self.get_buffer("codes") for part in voxels.split(_VOXELS)]
-        codes = torch.cat(parts).view(x.shape[0], -1, self.get_buffer("codes").shape[1])
-        return codes.transpose(1, 2).reshape(x.shape[0], -1, *x.shape[2:])
+        parts = [self.read(part).softmax(1) @ codes for part in voxels.split(_VOXELS)]
+        mean = torch.cat(parts).view(x.shape[0], -1, codes.shape[1])
+        return mean.transpose(1, 2).reshape(x.shape[0], -1, *x.shape[2:])
 
 
 class _Block(nn.Module):
