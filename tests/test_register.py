@@ -126,9 +126,10 @@ def test_learned_update_and_its_refinement() -> None:
         deqreg.register(fixed, moving, preset="brain", method="equilibrium", refine=refine, initial="identity")
         for refine in (False, True)
     )
-    assert [level.field_shape for level in learned.levels] == [level.field_shape for level in refined.levels[:1]]
+    # what goes on from a coarse level solves the learned coarse level alone
+    assert learned.levels[0].field_shape > refined.levels[0].field_shape
     assert len(refined.levels) > 1
-    # trained on heads, it makes little of this texture at 2 mm; the classical update goes on from what it found
+    # trained on heads, it makes little of this texture; the classical update goes on from what it found
     assert max(learned.similarity_before, learned.similarity_after) < refined.similarity_after
     assert learned.report()["folding_percent"] == 0
 
