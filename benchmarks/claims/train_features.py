@@ -8,8 +8,8 @@ Voxels are drawn over labels by the power 0.4 of their volume, since Dice counts
 mirrored, left labels for right ones, turned, scaled, shifted, bent, and changed in contrast and noise.
 
 Features have twice the voxel edge of the images. What an encoder of images at 1 mm does at 4 mm and beyond, one of
-images at 2 mm learns in a quarter of the time. The second half, `deqreg train benchmarks/claims/brain.yaml`, starts
-from the result.
+images at 2 mm learns in two fifths of the time a step. The second half, `deqreg train benchmarks/claims/brain.yaml`,
+starts from the result.
 """
 
 import argparse

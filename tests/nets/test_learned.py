@@ -88,13 +88,14 @@ def test_features_move_with_the_image() -> None:
 
 @pytest.mark.parametrize("shape", [(40, 36), (26, 24, 28)])
 def test_an_untrained_network_already_registers(shape: tuple[int, ...]) -> None:
-    """It starts as the classical update: about half of a known displacement is found, and nothing folds."""
+    """It starts as the classical update: half of a known displacement is found, and nothing folds."""
     moving, truth = texture(*shape), bump(*shape)
-    u, _ = small(len(shape), strides=(2, 1))(ops.warp(moving, truth), moving)
-    inside = truth.norm(dim=1) > 0.5
-    # random features; six seeds leave 0.37 to 0.51
-    assert (u - truth).norm(dim=1)[inside].mean() < 0.6 * truth.norm(dim=1)[inside].mean()
-    assert ops.jacobian_determinant(u).min() > 0
+    fixed, inside = ops.warp(moving, truth), truth.norm(dim=1) > 0.5
+    # the mean of four: a single one's random features leave 0.37 to 0.52
+    fields = [small(len(shape), seed=seed, strides=(2, 1))(fixed, moving)[0] for seed in range(4)]
+    left = torch.stack([(u - truth).norm(dim=1)[inside].mean() for u in fields]).mean()
+    assert left < 0.5 * truth.norm(dim=1)[inside].mean()
+    assert min(ops.jacobian_determinant(u).min() for u in fields) > 0
 
 
 def test_last_layer_starts_at_zero_only_around_the_classical_step() -> None:
