@@ -34,28 +34,32 @@ struct OutputBox {
   std::int32_t rows() const { return extent[0] * extent[1]; }
 };
 
-/// The quads that a box reaches: [planes, rows, row], from the voxel `low` of the image on.
+/// What of the image a box reaches, packed: [planes, rows, row], from the voxel `low` of the image on.
 struct Reach {
   std::int32_t low[3], planes, rows, width, row;
 
-  std::int64_t quads() const { return std::int64_t{planes} * rows * row; }
+  std::int64_t voxels() const { return std::int64_t{planes} * rows * row; }
 };
 
 /// Sizes and displacement of an operation, and how its output is cut into boxes.
 template <int D, class T>
 struct BoxedSampling {
   std::int64_t batch, voxels, image_voxels;
-  std::int32_t out_size[3] = {1, 1, 1}, image_size[3] = {1, 1, 1}, boxes[3];
+  std::int32_t out_size[3] = {1, 1, 1}, image_size[3] = {1, 1, 1}, edge[3], boxes[3];
   const Sampling& sampling;
 
+  /// `edges` of a box, at most those of box_size.
   template <class Op>
-  explicit BoxedSampling(const Op& op)
+  explicit BoxedSampling(const Op& op, const std::int32_t (&edges)[3] = box_size)
       : batch(op.batch), voxels(op.out_grid.voxels()), image_voxels(op.image_grid.voxels()), sampling(op.sampling) {
     for (int a = 0; a < D; ++a) {
       out_size[3 - D + a] = static_cast<std::int32_t>(op.out_grid.size[a]);
       image_size[3 - D + a] = static_cast<std::int32_t>(op.image_grid.size[a]);
     }
-    for (int a = 0; a < 3; ++a) boxes[a] = (out_size[a] + box_size[a] - 1) / box_size[a];
+    for (int a = 0; a < 3; ++a) {
+      edge[a] = edges[a];
+      boxes[a] = (out_size[a] + edge[a] - 1) / edge[a];
+    }
   }
 
   std::int64_t count() const { return batch * boxes[0] * boxes[1] * boxes[2]; }
@@ -63,8 +67,8 @@ struct BoxedSampling {
   OutputBox box(std::int64_t index) const {
     OutputBox box;
     for (int a = 2; a >= 0; --a) {
-      box.begin[a] = static_cast<std::int32_t>(index % boxes[a]) * box_size[a];
-      box.extent[a] = out_size[a] - box.begin[a] < box_size[a] ? out_size[a] - box.begin[a] : box_size[a];
+      box.begin[a] = static_cast<std::int32_t>(index % boxes[a]) * edge[a];
+      box.extent[a] = out_size[a] - box.begin[a] < edge[a] ? out_size[a] - box.begin[a] : edge[a];
       index /= boxes[a];
     }
     box.sample = index;
@@ -115,10 +119,10 @@ struct BoxedSampling {
     return run;
   }
 
-  /// Quads of the largest reach that is packed.
+  /// Packed voxels of the largest reach that is packed.
   std::int64_t capacity() const {
     const std::int64_t whole = std::int64_t{image_size[0]} * image_size[1] * whole_rows(image_size[2]);
-    const std::int64_t most = std::int64_t{reach_factor} * box_voxels;
+    const std::int64_t most = std::int64_t{reach_factor} * edge[0] * edge[1] * edge[2];
     return whole < most ? whole : most;
   }
 };
@@ -130,6 +134,12 @@ struct Positions {
 
   template <int D>
   void fill(const BoxedSampling<D, T>& boxed, const OutputBox& box) {
+    boxed.sampling.affine == nullptr ? fill_rows<false>(boxed, box) : fill_rows<true>(boxed, box);
+  }
+
+ private:
+  template <bool has_affine, int D>
+  void fill_rows(const BoxedSampling<D, T>& boxed, const OutputBox& box) {
     T affine[D * (D + 1)];
     for (int i = 0; i < D * (D + 1); ++i) affine[i] = boxed.affine(box.sample)[i];
     alignas(64) T column[box_size[2]];
@@ -145,7 +155,7 @@ struct Positions {
       for (std::int32_t j = 0; j < count; ++j) {
         T point[D], mapped[D];
         for (int a = 0; a < D; ++a) point[a] = (a == D - 1 ? column[j] : start[3 - D + a]) + u[a * voxels + j];
-        core::apply_affine<D, T>(affine, point, mapped);
+        core::apply_affine<D, T>(has_affine ? affine : nullptr, point, mapped);
         for (int a = 0; a < D; ++a) to[3 - D + a][j] = mapped[a];
       }
       for (int a = 3 - D; a < 3; ++a)
@@ -179,14 +189,23 @@ inline Reach find_reach(const BoxedSampling<D, T>& boxed, const OutputBox& box, 
   return reach;
 }
 
-inline bool worth_packing(const OutputBox& box, const Reach& reach) {
-  return reach.quads() <= std::int64_t{reach_factor} * box.rows() * box.row;
+/// Quads hold the upper neighbours along the two faster axes; where voxels are packed, these are voxels too.
+template <int D, class T>
+inline Reach with_neighbours(const BoxedSampling<D, T>& boxed, Reach reach) {
+  reach.rows += boxed.image_size[1] > 1 ? 1 : 0;
+  reach.width += boxed.image_size[2] > 1 ? 1 : 0;
+  reach.row = whole_rows(reach.width);
+  return reach;
 }
 
-/// The cells of a row of a box, offsets in quads.
-template <Padding padding, int D, class T>
+inline bool worth_packing(const OutputBox& box, const Reach& reach) {
+  return reach.voxels() <= std::int64_t{reach_factor} * box.rows() * box.row;
+}
+
+/// The cells of a row of a box, offsets in packed voxels.
+template <Padding padding, int D, class T, class Tile>
 inline void fill_cells(const BoxedSampling<D, T>& boxed, const OutputBox& box, const Positions<T>& positions,
-                       const Reach& reach, std::int32_t row, LinearTile<3, T, std::int32_t>& tile) {
+                       const Reach& reach, std::int32_t row, Tile& tile) {
   const T* const from[3] = {positions.axis[0] + row * box.row, positions.axis[1] + row * box.row,
                             positions.axis[2] + row * box.row};
   const std::int32_t step[3] = {reach.rows * reach.row, reach.row, 1}, count = box.row;
@@ -200,6 +219,10 @@ inline void fill_cells(const BoxedSampling<D, T>& boxed, const OutputBox& box, c
       offset += axis.base * step[a];
       tile.lower[a][j] = axis.lower;
       tile.upper[a][j] = axis.upper;
+      if constexpr (Tile::has_slopes) {
+        tile.slope_lower[a][j] = axis.slope_lower;
+        tile.slope_upper[a][j] = axis.slope_upper;
+      }
     }
     tile.offset[j] = offset;
   }
@@ -213,12 +236,14 @@ inline void pack_quads(const BoxedSampling<D, T>& boxed, const Reach& reach, con
   const std::int64_t width = boxed.image_size[2];
   const std::int64_t right = width > 1 ? 1 : 0, below = boxed.image_size[1] > 1 ? width : 0;
   const T* const end = image + boxed.image_voxels;
+  const std::int64_t ahead =
+      boxed.image_size[1] * width;  // a plane: the next one is asked for, and the box's first is not
   for (std::int32_t z = 0; z < reach.planes; ++z)
     for (std::int32_t y = 0; y < reach.rows; ++y) {
       const T* from =
           image + ((reach.low[0] + z) * std::int64_t{boxed.image_size[1]} + reach.low[1] + y) * width + reach.low[2];
       T* to = quads + (std::int64_t{z} * reach.rows + y) * reach.row * 4;
-      for (std::int32_t x = 0; x < reach.width; x += cache_line) __builtin_prefetch(from + 3 * width + x);
+      for (std::int32_t x = 0; x < reach.width; x += cache_line) __builtin_prefetch(from + ahead + x);
       std::int32_t x = 0;
       if constexpr (lanes >= 4) {
         const auto load = [](const T* at) { return *reinterpret_cast<const typename V::Loose*>(at); };
@@ -263,40 +288,78 @@ struct PlaneCorners {
   }
 };
 
+/// A cell's lower and its upper quad.
+template <class T>
+struct QuadPair {
+  using Q = typename Vector<T, 4>::Loose;
+  typename Vector<T, 4>::Aligned lower, upper;
+
+  /// `plane` elements lie between the two.
+  DEQREG_INLINE QuadPair(const T* at, std::int64_t plane)
+      : lower(*reinterpret_cast<const Q*>(at)), upper(*reinterpret_cast<const Q*>(at + plane)) {}
+
+  DEQREG_INLINE void blend(T lower_weight, T upper_weight, T* out) const {
+    *reinterpret_cast<Q*>(out) = lower_weight * lower + upper_weight * upper;
+  }
+};
+
 /// A row of a box: its cells, and their corners blended along the first axis.
 template <class T>
-struct BoxRow {
+struct ValueRow {
   LinearTile<3, T, std::int32_t> tile;
   alignas(64) T values[4 * box_size[2]];
 
-  /// `plane` counts elements from a cell's lower quad to its upper one.
-  void blend_planes(std::int32_t count, const T* quads, std::int64_t plane) {
-    using Q = typename Vector<T, 4>::Loose;
-    for (std::int32_t j = 0; j < count; ++j) {
-      const T* const at = quads + std::int64_t{4} * tile.offset[j];
-      const typename Vector<T, 4>::Aligned lower = *reinterpret_cast<const Q*>(at);
-      const typename Vector<T, 4>::Aligned upper = *reinterpret_cast<const Q*>(at + plane);
-      *reinterpret_cast<Q*>(values + 4 * j) = tile.lower[0][j] * lower + tile.upper[0][j] * upper;
-    }
+  void fetch(std::int32_t count, const T* quads, std::int64_t plane) {
+    for (std::int32_t j = 0; j < count; ++j)
+      QuadPair<T>(quads + std::int64_t{4} * tile.offset[j], plane)
+          .blend(tile.lower[0][j], tile.upper[0][j], values + 4 * j);
   }
 
   /// Of `lanes` voxels from j on.
-  DEQREG_INLINE auto blend(std::int32_t j) const {
+  DEQREG_INLINE auto value(std::int32_t j) const {
     return PlaneCorners<T>(values + 4 * j)
         .blend(tile.lower[2] + j, tile.upper[2] + j, tile.lower[1] + j, tile.upper[1] + j);
   }
 };
 
-/// Calls packed(row, count, channel, offset) for the rows of all boxes and each channel, channel by channel, with what
-/// the row needs of the image; where cells scatter, scattered(run, channel, offset). `offset` is in voxels of a
-/// channel.
-template <Padding padding, int D, class T, class Op, class Packed, class Scattered>
-inline void for_boxes(const Op& op, const Executor& executor, const Packed& packed, const Scattered& scattered) {
+/// A row of a box for the slopes of the image: its corners blended along the first axis, and their slope along it.
+template <class T>
+struct SlopeRow {
+  using V = typename Vector<T, native_lanes<T>>::Aligned;
+  SlopeTile<3, T, std::int32_t> tile;
+  alignas(64) T values[4 * box_size[2]], slopes[4 * box_size[2]];
+
+  void fetch(std::int32_t count, const T* quads, std::int64_t plane) {
+    for (std::int32_t j = 0; j < count; ++j) {
+      const QuadPair<T> cell(quads + std::int64_t{4} * tile.offset[j], plane);
+      cell.blend(tile.lower[0][j], tile.upper[0][j], values + 4 * j);
+      cell.blend(tile.slope_lower[0][j], tile.slope_upper[0][j], slopes + 4 * j);
+    }
+  }
+
+  /// Along each of the three axes, of `lanes` voxels from j on.
+  DEQREG_INLINE void slope(std::int32_t j, V (&along)[3]) const {
+    const T *const left = tile.lower[2] + j, *const right = tile.upper[2] + j;
+    const T *const above = tile.lower[1] + j, *const below = tile.upper[1] + j;
+    const PlaneCorners<T> corners(values + 4 * j);
+    along[0] = PlaneCorners<T>(slopes + 4 * j).blend(left, right, above, below);
+    along[1] = corners.blend(left, right, tile.slope_lower[1] + j, tile.slope_upper[1] + j);
+    along[2] = corners.blend(tile.slope_lower[2] + j, tile.slope_upper[2] + j, above, below);
+  }
+};
+
+/// Calls packed(row, count, channel, offset) for the rows of all boxes and each channel from `first` on, channel by
+/// channel, with what the row needs of the image; where cells scatter, scattered(run, channel, offset). `offset` is in
+/// voxels of a channel.
+template <class Row, Padding padding, int D, class T, class Op, class Packed, class Scattered>
+inline void for_boxes(const Op& op, std::int64_t first, const Executor& executor, const Packed& packed,
+                      const Scattered& scattered) {
+  if (first == op.channels) return;
   const BoxedSampling<D, T> boxed(op);
-  const std::int64_t grain = 1 + grain_voxels / (box_voxels * (op.channels + 1));
+  const std::int64_t grain = 1 + grain_voxels / (box_voxels * (op.channels - first + 1));
   parallel_for(executor, boxed.count(), grain, [&](std::int64_t begin, std::int64_t end) {
     const std::unique_ptr<Positions<T>> positions(new Positions<T>);
-    BoxRow<T> row;
+    Row row;
     const auto quads = Buffer<T>::uninitialised(4 * boxed.capacity());
     for (std::int64_t i = begin; i < end; ++i) {
       const OutputBox box = boxed.box(i), next = boxed.box(i + 1 < end ? i + 1 : i);
@@ -304,22 +367,34 @@ inline void for_boxes(const Op& op, const Executor& executor, const Packed& pack
       const Reach reach = find_reach<padding>(boxed, box, *positions);
       const bool packs = worth_packing(box, reach);
       const std::int64_t plane = boxed.image_size[0] > 1 ? std::int64_t{4} * reach.rows * reach.row : 0;
-      for (std::int64_t k = 0; k < op.channels; ++k) {
+      for (std::int64_t k = first; k < op.channels; ++k) {
         const std::int64_t c = box.sample * op.channels + k;
         if (packs) pack_quads(boxed, reach, static_cast<const T*>(op.image) + c * boxed.image_voxels, quads.data());
         for (std::int32_t r = 0; r < box.rows(); ++r) {
-          if (k == 0) boxed.prefetch(next, r);
+          if (k == first) boxed.prefetch(next, r);
           if (!packs) {
             scattered(boxed.run(box, r), c, boxed.offset(box, r));
             continue;
           }
           fill_cells<padding>(boxed, box, *positions, reach, r, row.tile);
-          row.blend_planes(box.row, quads.data(), plane);
+          row.fetch(box.row, quads.data(), plane);
           packed(row, box.extent[2], c, boxed.offset(box, r));
         }
       }
     }
   });
+}
+
+/// The first `count` values from `from` on, a whole vector of them at most; the others are zero.
+template <class T>
+DEQREG_INLINE auto load_first(const T* from, std::int32_t count) {
+  constexpr int lanes = native_lanes<T>;
+  typename Vector<T, lanes>::Aligned values{};
+  if (count >= lanes)
+    values = *reinterpret_cast<const typename Vector<T, lanes>::Loose*>(from);
+  else
+    for (std::int32_t l = 0; l < count; ++l) values[l] = from[l];
+  return values;
 }
 
 /// to[0 ... count) = the first of a vector's values, all of them at most.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <type_traits>
 #include <utility>
 
@@ -79,6 +80,42 @@ DEQREG_INLINE void deinterleave_four(const T* from, V (&out)[4]) {
   out[1] = every_other<T, 0>(odd[0], odd[1], all);
   out[2] = every_other<T, 1>(even[0], even[1], all);
   out[3] = every_other<T, 1>(odd[0], odd[1], all);
+}
+
+/// A square of [lanes][lanes] values turned over, its rows `from_row` and `to_row` apart.
+template <class T>
+DEQREG_INLINE void transpose(const T* from, std::int64_t from_row, T* to, std::int64_t to_row) {
+  constexpr int lanes = native_lanes<T>;
+  using Loose = typename Vector<T, lanes>::Loose;
+  const std::make_integer_sequence<int, lanes> all;
+  typename Vector<T, lanes>::Aligned rows[lanes], turned[lanes];
+#pragma GCC unroll 16
+  for (int i = 0; i < lanes; ++i) rows[i] = *reinterpret_cast<const Loose*>(from + i * from_row);
+#pragma GCC unroll 16
+  for (int step = 1; step < lanes; step *= 2) {
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes / 2; ++i) {
+      turned[2 * i] = interleave<T, 1, false>(rows[i], rows[i + lanes / 2], all);
+      turned[2 * i + 1] = interleave<T, 1, true>(rows[i], rows[i + lanes / 2], all);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes; ++i) rows[i] = turned[i];
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < lanes; ++i) *reinterpret_cast<Loose*>(to + i * to_row) = rows[i];
+}
+
+/// The sum of each of `lanes` vectors, side by side. What is in `rows` is lost.
+template <class T>
+DEQREG_INLINE auto sum_each(typename Vector<T, native_lanes<T>>::Aligned* rows) {
+  const std::make_integer_sequence<int, native_lanes<T>> all;
+#pragma GCC unroll 16
+  for (int half = native_lanes<T> / 2; half > 0; half /= 2)
+#pragma GCC unroll 16
+    for (int i = 0; i < half; ++i)
+      rows[i] =
+          interleave<T, 1, false>(rows[i], rows[i + half], all) + interleave<T, 1, true>(rows[i], rows[i + half], all);
+  return rows[0];
 }
 
 }  // namespace deqreg::cpu::DEQREG_ISA

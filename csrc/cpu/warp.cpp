@@ -1,7 +1,10 @@
 // Warp, a box of output voxels at a time, and its gradient by the sample position, a tile at a time.
+#include <cstring>
+
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 #include "cpu/sampling_box.h"
+#include "cpu/sampling_channels.h"
 #include "cpu/sampling_tile.h"
 
 namespace deqreg::cpu::DEQREG_ISA {
@@ -22,49 +25,116 @@ void warp_tiles(const Warp& op, const Executor& executor) {
 template <int D, class T, Padding padding>
 void warp_boxes(const Warp& op, const Executor& executor) {
   const std::int64_t voxels = op.out_grid.voxels(), image_voxels = op.image_grid.voxels();
-  for_boxes<padding, D, T>(
-      op, executor,
-      [&](const BoxRow<T>& row, std::int32_t count, std::int64_t c, std::int64_t offset) {
-        T* const out = static_cast<T*>(op.out) + c * voxels + offset;
-        for (std::int32_t j = 0; j < count; j += native_lanes<T>) store_first(row.blend(j), count - j, out + j);
-      },
-      [&](const SampledRun<D, T>& run, std::int64_t c, std::int64_t offset) {
-        LinearTile<D, T, std::int64_t> tile;
-        Corners<D, T> corners;
-        fill_strides(op.image_grid, tile.stride);
-        fill_tile<padding>(run, tile);
-        pull(tile, run.count, static_cast<const T*>(op.image) + c * image_voxels, corners,
-             static_cast<T*>(op.out) + c * voxels + offset);
-      });
-}
-
-/// out += values times the slope of the image along an axis.
-template <int Axis, int D, class T, class Index>
-void add_slope(const SlopeTile<D, T, Index>& tile, const Corners<D, T>& corners, std::int32_t count, const T* values,
-               T* out) {
-#pragma GCC ivdep
-  for (std::int32_t j = 0; j < count; ++j) out[j] += values[j] * corners.template blend<Axis>(tile, j);
-}
-
-template <int D, class T, class Index, Padding padding>
-void gradient_tiles(const WarpGradient& op, const Executor& executor) {
-  using Tile = SlopeTile<D, T, Index>;
-  const std::int64_t voxels = op.out_grid.voxels(), image_voxels = op.image_grid.voxels();
-  for_blocks<Tile>(op, executor, [&](Tile* tiles, std::int64_t begin, std::int64_t end) {
-    const std::int64_t sample = begin / tiles_of(op), first = begin % tiles_of(op) * tile_voxels;
-    const std::int64_t rest = voxels - first, size = (end - begin) * tile_voxels;
-    T* const out = static_cast<T*>(op.out) + sample * D * voxels;
-    for (int a = 0; a < D; ++a)
-      for (std::int64_t k = 0; k < (rest < size ? rest : size); ++k) out[a * voxels + first + k] = T(0);
+  const auto scattered = [&](const SampledRun<D, T>& run, std::int64_t c, std::int64_t offset) {
+    LinearTile<D, T, std::int64_t> tile;
     Corners<D, T> corners;
-    for_channels<padding, D, T>(op, begin, end, tiles, [&](const Tile& tile, auto count, auto c, auto offset) {
-      corners.fetch(tile, count, static_cast<const T*>(op.image) + c * image_voxels);
-      const T* values = static_cast<const T*>(op.values) + c * voxels + offset;
-      add_slope<0>(tile, corners, count, values, out + offset);
-      add_slope<1>(tile, corners, count, values, out + voxels + offset);
-      if constexpr (D == 3) add_slope<2>(tile, corners, count, values, out + 2 * voxels + offset);
-    });
-  });
+    fill_strides(op.image_grid, tile.stride);
+    fill_tile<padding>(run, tile);
+    pull(tile, run.count, static_cast<const T*>(op.image) + c * image_voxels, corners,
+         static_cast<T*>(op.out) + c * voxels + offset);
+  };
+  constexpr int lanes = native_lanes<T>;
+  for_channel_boxes<ChannelsValueRow<T>, padding, D, T>(
+      op, executor,
+      [&](const auto& row, const auto& cells, std::int32_t extent, std::int64_t c, std::int32_t count, auto offset) {
+        alignas(64) T channels[lanes * box_size[2]], sampled[lanes * lanes];
+        for (std::int32_t j = 0; j < extent; j += lanes) {
+          for (std::int32_t i = 0; i < lanes; ++i)
+            *reinterpret_cast<typename CellChannels<T>::V*>(sampled + i * lanes) = row.value(j + i, cells);
+          transpose<T>(sampled, lanes, channels + j, box_size[2]);
+        }
+        for (std::int32_t l = 0; l < count; ++l)
+          std::memcpy(static_cast<T*>(op.out) + (c + l) * voxels + offset, channels + l * box_size[2],
+                      extent * sizeof(T));
+      },
+      scattered);
+  for_boxes<ValueRow<T>, padding, D, T>(
+      op, channels_in_vectors<T>(op.channels), executor,
+      [&](const ValueRow<T>& row, std::int32_t count, std::int64_t c, std::int64_t offset) {
+        T* const out = static_cast<T*>(op.out) + c * voxels + offset;
+        for (std::int32_t j = 0; j < count; j += lanes) store_first(row.value(j), count - j, out + j);
+      },
+      scattered);
+}
+
+/// Adds to `out`, or where it is the first channel's turn sets it to, values times the slope of the image.
+template <int Axis, int D, class T, class Index>
+void add_slope(const SlopeTile<D, T, Index>& tile, const Corners<D, T>& corners, std::int32_t count, bool first,
+               const T* values, T* out) {
+#pragma GCC ivdep
+  for (std::int32_t j = 0; j < count; ++j)
+    out[j] = (first ? T(0) : out[j]) + values[j] * corners.template blend<Axis>(tile, j);
+}
+
+template <class T, class V>
+DEQREG_INLINE void store_slope(V sum, bool first, std::int32_t count, T* out) {
+  if (!first) sum += load_first<T>(out, count);
+  store_first(sum, count, out);
+}
+
+template <int D, class T, Padding padding>
+void gradient_boxes(const WarpGradient& op, const Executor& executor) {
+  const std::int64_t voxels = op.out_grid.voxels(), image_voxels = op.image_grid.voxels();
+  const auto values_at = [&](std::int64_t c, std::int64_t offset) {
+    return static_cast<const T*>(op.values) + c * voxels + offset;
+  };
+  const auto out_at = [&](std::int64_t c, std::int64_t offset) {
+    return static_cast<T*>(op.out) + c / op.channels * D * voxels + offset;
+  };
+  const auto is_first = [&](std::int64_t c) { return c % op.channels == 0; };  // of its sample
+  if (op.channels == 0) std::memset(op.out, 0, op.batch * D * voxels * sizeof(T));
+  const auto scattered = [&](const SampledRun<D, T>& run, std::int64_t c, std::int64_t offset) {
+    SlopeTile<D, T, std::int64_t> tile;
+    Corners<D, T> corners;
+    fill_strides(op.image_grid, tile.stride);
+    fill_tile<padding>(run, tile);
+    corners.fetch(tile, run.count, static_cast<const T*>(op.image) + c * image_voxels);
+    const T* const values = values_at(c, offset);
+    T* const out = out_at(c, offset);
+    const bool first = is_first(c);
+    add_slope<0>(tile, corners, run.count, first, values, out);
+    add_slope<1>(tile, corners, run.count, first, values, out + voxels);
+    if constexpr (D == 3) add_slope<2>(tile, corners, run.count, first, values, out + 2 * voxels);
+  };
+  // rows of a box are short and far apart: without being asked for they come late, a seventh of the time
+  const std::int64_t rows_ahead = 4 * op.out_grid.size[D - 1];
+  constexpr int lanes = native_lanes<T>;
+  for_channel_boxes<ChannelsSlopeRow<T>, padding, D, T>(
+      op, executor,
+      [&](const auto& row, const auto& cells, std::int32_t extent, std::int64_t c, std::int32_t count, auto offset) {
+        using V = typename CellChannels<T>::V;
+        alignas(64) T scratch[lanes * box_size[2]], values[lanes * box_size[2]];
+        turn_channels_last(values_at(c, offset), voxels, count, extent, rows_ahead, scratch, values);
+        T* const out = out_at(c, offset);
+        const bool first = is_first(c);
+        for (std::int32_t j = 0; j < extent; j += lanes) {
+          V products[3][lanes];
+          for (std::int32_t i = 0; i < lanes; ++i) {
+            V along[3];
+            row.slope(j + i, cells, along);
+            for (int a = 0; a < 3; ++a)
+              products[a][i] = along[a] * *reinterpret_cast<const V*>(values + (j + i) * lanes);
+          }
+          for (int a = 0; a < D; ++a)
+            store_slope<T>(sum_each<T>(products[3 - D + a]), first, extent - j, out + a * voxels + j);
+        }
+      },
+      scattered);
+  for_boxes<SlopeRow<T>, padding, D, T>(
+      op, channels_in_vectors<T>(op.channels), executor,
+      [&](const SlopeRow<T>& row, std::int32_t count, std::int64_t c, std::int64_t offset) {
+        const T* const values = values_at(c, offset);
+        T* const out = out_at(c, offset);
+        const bool first = is_first(c);
+        for (std::int32_t j = 0; j < count; j += lanes) {
+          __builtin_prefetch(values + rows_ahead + j, 0, 2);
+          typename SlopeRow<T>::V along[3];
+          row.slope(j, along);
+          const auto value = load_first<T>(values + j, count - j);
+          for (int a = 0; a < D; ++a) store_slope<T>(value * along[3 - D + a], first, count - j, out + a * voxels + j);
+        }
+      },
+      scattered);
 }
 
 }  // namespace
@@ -86,11 +156,10 @@ void launch(const Warp& op, const Executor& executor) {
 
 void launch(const WarpGradient& op, const Executor& executor) {
   if (op.batch * op.out_grid.voxels() == 0) return;
-  select_types(op, op.image_grid.voxels(), [&](auto dims, auto scalar, auto index) {
+  select_types(op, op.image_grid.voxels(), [&](auto dims, auto scalar, auto) {
     using T = decltype(scalar);
-    using Index = decltype(index);
     constexpr int D = dims;
-    select_padding(op.sampling.padding, [&](auto padding) { gradient_tiles<D, T, Index, padding>(op, executor); });
+    select_padding(op.sampling.padding, [&](auto padding) { gradient_boxes<D, T, padding>(op, executor); });
   });
 }
 

@@ -42,6 +42,11 @@ BOXES = [
     sample("boxes", (20, 35, 70), (18, 34, 67), channels=2),
     sample("boxes, zeros", (20, 35, 70), (18, 34, 67), channels=1, padding="zeros"),
     sample("2-D boxes", (40, 150), (37, 131), channels=5),
+    # vectors of channels, the last one not full, and single ones left over
+    sample("many channels", (11, 10, 70), (10, 9, 67), channels=29),
+    sample("many channels, zeros", (11, 10, 70), (10, 9, 67), channels=17, padding="zeros", affine=True),
+    sample("2-D, many channels", (40, 90), (37, 71), channels=20),
+    sample("many channels, one voxel along an axis", (1, 12, 1), (3, 3, 3), channels=16),
 ]
 
 
@@ -91,7 +96,7 @@ def test_non_contiguous_inputs() -> None:
 
 
 @pytest.mark.parametrize("padding", ["border", "zeros"])
-@pytest.mark.parametrize("channels", [1, 4, 17])
+@pytest.mark.parametrize("channels", [1, 4, 17, 28])
 @pytest.mark.parametrize("scatter", [0.5, 200.0], ids=["packed", "scattered"])
 def test_boxes_whose_cells_lie_together_or_apart(
     scatter: float, channels: int, padding: str, instruction_set: str
@@ -105,6 +110,14 @@ def test_boxes_whose_cells_lie_together_or_apart(
         actual = ops.warp(image, u, padding=padding, **maps)
         # positions up to 1000 carry an error of 1000 * 2^-24 into the weights, times images of size 5
         torch.testing.assert_close(actual, reference.warp(image, u, padding=padding, **maps), atol=1e-3, rtol=0)
+        values, still = torch.randn(actual.shape, generator=generator), u.clone().requires_grad_()
+        expected = torch.autograd.grad(reference.warp(image, still, padding=padding, **maps), still, values)[0]
+        gradient = ops.warp_gradient(image, u, values, padding=padding, **maps)
+        if maps:  # the gradient by the sample position, which the affine map takes to the displacement
+            gradient = torch.einsum("nab,na...->nb...", affine[:, :, :3], gradient)
+        # near a voxel the slope jumps: a position off by the above may lie on its other side
+        near = (gradient - expected).abs().amax(1) < 1e-2
+        assert near.float().mean() > 0.998
 
 
 def test_identity_is_exact() -> None:
@@ -116,6 +129,11 @@ def test_empty_batch() -> None:
     assert ops.warp(torch.zeros(0, 2, 4, 4), torch.zeros(0, 2, 3, 3)).shape == (0, 2, 3, 3)
 
 
+def test_no_channels_have_no_slope() -> None:
+    u = torch.zeros(1, 2, 3, 3)
+    assert torch.equal(ops.warp_gradient(torch.zeros(1, 0, 4, 4), u, torch.zeros(1, 0, 3, 3)), u)
+
+
 def test_displacement_that_is_not_a_number_is_harmless() -> None:
     u = torch.full((1, 3, 4, 4, 4), float("nan"))
     u[:, 0] = float("inf")
@@ -123,7 +141,7 @@ def test_displacement_that_is_not_a_number_is_harmless() -> None:
 
 
 def test_same_bits_at_any_thread_count(threads: None) -> None:
-    image, u = torch.randn(1, 2, 33, 40, 50), torch.randn(1, 3, 33, 40, 50) * 4
+    image, u = torch.randn(1, 19, 33, 40, 50), torch.randn(1, 3, 33, 40, 50) * 4
     u[:, :, :16] /= 8  # half of the CPU kernel's boxes reach few voxels, half of them many
     assert_same_bits(lambda: (ops.warp(image, u), ops.warp_gradient(image, u, image)))
 
