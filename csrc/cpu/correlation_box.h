@@ -255,12 +255,18 @@ struct PackedBox {
   }
 };
 
+/// Voxels that the last run of a row has beyond the box.
+inline std::int32_t beyond(const Box& box) {
+  const std::int32_t rest = (box.end[2] - box.begin[2]) % run_voxels;
+  return rest == 0 ? 0 : run_voxels - rest;
+}
+
 /// Packs the features around packed.box, fixed scaled by 1 / sqrt(C).
 template <class Op, class T>
 inline void pack_features(const Op& op, const Windows<T>& windows, std::int32_t slack, PackedBox<T>& packed) {
   const Box part = fixed_part(packed.box);
   packed.packing = Packing(packed.box, windows.channels, slack);
-  packed.fixed_packing = Packing(part, windows.channels, run_voxels);
+  packed.fixed_packing = Packing(part, windows.channels, beyond(part));
   pack(windows, packed.box, packed.packing, static_cast<const T*>(op.moving), T(1), packed.moving);
   pack(windows, part, packed.fixed_packing, static_cast<const T*>(op.fixed), windows.scale, packed.fixed);
 }

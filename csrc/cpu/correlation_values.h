@@ -53,24 +53,33 @@ void correlate_displaced(const Op& op, const Executor& executor, const MakeSink&
   });
 }
 
-/// out[x][j] = <fixed(j), moving(j + x)> for the shifts x along one line of a run's windows. Not inlined: the registers
-/// are all for the sums.
+/// Lines of a window that are correlated together: their sums fill the registers, and wait less for one another.
+template <int shifts>
+constexpr int lines_together = shifts == 3 ? 3 : 1;
+
+/// out[y][x][j] = <fixed(j), moving(j + x)> for the shifts x along neighbouring lines y of a run's windows, `line`
+/// apart. Not inlined: the registers are all for the sums.
 template <int shifts, class T>
-__attribute__((noinline)) void correlate_line(const T* moving, std::int64_t row, const T* fixed, std::int64_t fixed_row,
-                                              std::int64_t channels, T* out) {
-  constexpr int wide = vector_bytes < 32 ? 32 / sizeof(T) : vector_bytes / sizeof(T);
+__attribute__((noinline)) void correlate_lines(const T* moving, std::int64_t row, std::int64_t line, const T* fixed,
+                                               std::int64_t fixed_row, std::int64_t channels, T* out) {
+  constexpr int wide = vector_bytes < 32 ? 32 / sizeof(T) : vector_bytes / sizeof(T), lines = lines_together<shifts>;
   using V = Vector<T, wide>;
   for (int j = 0; j < run_voxels; j += wide) {
-    typename V::Aligned sum[shifts];
-    for (int x = 0; x < shifts; ++x) sum[x] = typename V::Aligned{};
+    typename V::Aligned sum[lines][shifts];
+    for (int y = 0; y < lines; ++y)
+      for (int x = 0; x < shifts; ++x) sum[y][x] = typename V::Aligned{};
     const T *from = moving + j, *by = fixed + j;
     for (std::int64_t c = 0; c < channels; ++c) {
       const typename V::Aligned value = *reinterpret_cast<const typename V::Loose*>(by);
-      for (int x = 0; x < shifts; ++x) sum[x] += value * *reinterpret_cast<const typename V::Loose*>(from + x);
+      for (int y = 0; y < lines; ++y)
+        for (int x = 0; x < shifts; ++x)
+          sum[y][x] += value * *reinterpret_cast<const typename V::Loose*>(from + y * line + x);
       from += row;
       by += fixed_row;
     }
-    for (int x = 0; x < shifts; ++x) *reinterpret_cast<typename V::Loose*>(out + x * run_voxels + j) = sum[x];
+    for (int y = 0; y < lines; ++y)
+      for (int x = 0; x < shifts; ++x)
+        *reinterpret_cast<typename V::Loose*>(out + (y * shifts + x) * run_voxels + j) = sum[y][x];
   }
 }
 
@@ -81,20 +90,21 @@ void correlate_in_place(const Op& op, const Executor& executor, const MakeSink& 
     const std::unique_ptr<T[]> moving(new T[Boxes<T>::capacity(windows, run_voxels)]);
     const std::unique_ptr<T[]> fixed(new T[Boxes<T>::fixed_capacity(windows)]);
     PackedBox<T> packed{moving.get(), fixed.get(), {}, {}, {}};
-    T values[shifts * run_voxels];
+    constexpr int lines = lines_together<shifts>;
+    T values[lines * shifts * run_voxels];
     auto sink = make_sink(windows);
     for (Boxes<T> boxes(windows, run_voxels, begin, end); boxes.next(packed.box);) {
-      pack_features(op, windows, run_voxels, packed);
+      pack_features(op, windows, beyond(packed.box), packed);
       const Packing& packing = packed.packing;
       for_runs(windows, packed.box, [&](const Run& run) {
         const T* corner = packed.moving + (run.z - packed.box.begin[0]) * packing.plane +
                           (run.y - packed.box.begin[1]) * packing.line + (run.x - packed.box.begin[2]);
         sink.start(packed.box.sample, run);
         for (std::int32_t z = 0; z < windows.shifts[0]; ++z)
-          for (std::int32_t y = 0; y < windows.shifts[1]; ++y) {
-            correlate_line<shifts>(corner + z * packing.plane + y * packing.line, packing.row, packed.fixed_at(run),
-                                   packed.fixed_packing.row, windows.channels, values);
-            for (int x = 0; x < shifts; ++x) sink.take(values + x * run_voxels);
+          for (std::int32_t y = 0; y < windows.shifts[1]; y += lines) {
+            correlate_lines<shifts>(corner + z * packing.plane + y * packing.line, packing.row, packing.line,
+                                    packed.fixed_at(run), packed.fixed_packing.row, windows.channels, values);
+            for (int i = 0; i < lines * shifts; ++i) sink.take(values + i * run_voxels);
           }
         sink.finish();
       });
