@@ -239,10 +239,7 @@ def score(pair: Pair, path: Path) -> dict[str, float]:
     if d.shape[1:] != fixed.data.shape or not np.allclose(read.affine, fixed.affine, atol=1e-3):
         raise ValueError(f"{path}: the displacement must be on the grid of {pair.fixed}")
     inside = None if pair.inside is None else io.read_mask(pair.inside, fixed).data
-    found: dict[str, float] = {
-        "folding_percent": metrics.folding(d, fixed.affine, inside),
-        "sd_log_jacobian": metrics.sd_log_jacobian(d, fixed.affine, inside),
-    }
+    found = metrics.regularity(d, fixed.affine, inside)
     y = io.voxel_map(d, fixed.affine, moving.affine)
     if pair.truth is not None:
         error = metrics.endpoint_error(d, io.read_displacement(pair.truth).displacement, inside)

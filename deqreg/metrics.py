@@ -178,12 +178,7 @@ def folding(displacement: Array, affine: np.ndarray, mask: Array | None = None) 
         >>> folding(mirror, np.eye(4))
         100.0
     """
-    folded = count = 0
-    for determinant in _determinants(displacement, affine, mask):
-        folded += int((determinant <= 0).sum())
-        count += determinant.numel()
-    _check_counted(count)
-    return 100.0 * folded / count
+    return regularity(displacement, affine, mask)["folding_percent"]
 
 
 def sd_log_jacobian(displacement: Array, affine: np.ndarray, mask: Array | None = None) -> float:
@@ -208,19 +203,41 @@ def sd_log_jacobian(displacement: Array, affine: np.ndarray, mask: Array | None 
         >>> sd_log_jacobian(np.zeros((3, 6, 6, 6)), np.eye(4))
         0.0
     """
+    return regularity(displacement, affine, mask)["sd_log_jacobian"]
+
+
+def regularity(displacement: Array, affine: np.ndarray, mask: Array | None = None) -> dict[str, float]:
+    """Measure folding and unevenness in one pass over the field.
+
+    Args:
+        displacement: [d, *S], RAS millimetres.
+        affine: [4, 4] or [d + 1, d + 1], voxels to RAS millimetres.
+        mask: [*S], above zero where voxels count; all by default.
+
+    Returns:
+        "folding_percent" as `folding`, "sd_log_jacobian" as `sd_log_jacobian`.
+
+    Raises:
+        ValueError: as `folding`.
+
+    Example:
+        >>> regularity(np.zeros((3, 6, 6, 6)), np.eye(4))
+        {'folding_percent': 0.0, 'sd_log_jacobian': 0.0}
+    """
     # Chan's update: slabs are merged by their means, so that no sum of squares cancels
-    count, mean, squares = 0, 0.0, 0.0
+    folded, count, mean, squares = 0, 0, 0.0, 0.0
     for determinant in _determinants(displacement, affine, mask):
-        value = determinant.clamp(_LEAST_DETERMINANT, _LARGEST_DETERMINANT).log_()
-        if value.numel() == 0:
+        if determinant.numel() == 0:
             continue
+        folded += int(torch.count_nonzero(determinant <= 0))
+        value = determinant.clamp_(_LEAST_DETERMINANT, _LARGEST_DETERMINANT).log_()
         slab_mean = float(value.mean())
         total = count + value.numel()
         squares += float((value - slab_mean).square_().sum()) + (slab_mean - mean) ** 2 * count * value.numel() / total
         mean += (slab_mean - mean) * value.numel() / total
         count = total
     _check_counted(count)
-    return (squares / count) ** 0.5
+    return {"folding_percent": 100.0 * folded / count, "sd_log_jacobian": (squares / count) ** 0.5}
 
 
 def endpoint_error(displacement: Array, truth: Array, mask: Array | None = None) -> dict[str, float]:

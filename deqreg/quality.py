@@ -83,8 +83,8 @@ def assess(
     'The images are unlike after '
     """
     similarity = _local_similarity(fixed.data, warped, mask)
-    folding = metrics.folding(displacement, fixed.matrix, mask)
-    unevenness = metrics.sd_log_jacobian(displacement, fixed.matrix, mask)
+    measured = metrics.regularity(displacement, fixed.matrix, mask)
+    folding, unevenness = measured["folding_percent"], measured["sd_log_jacobian"]
     needed = max(_LEAST_SIMILARITY, _PRICE * unevenness**_POWER)
     ratio = float(np.linalg.det(affine))
     reasons = []

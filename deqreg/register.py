@@ -7,6 +7,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -311,7 +312,12 @@ def _read(
     fixed: Any, moving: Any, fixed_mask: Any, moving_mask: Any, fixed_labels: Any, moving_labels: Any,
     fixed_landmarks: Landmarks | None, moving_landmarks: Landmarks | None,
 ) -> _Pair:  # fmt: skip
-    f, m = (io.read_image(_as_source(s, role), role) for s, role in ((fixed, "fixed image"), (moving, "moving image")))
+    with ThreadPoolExecutor(2) as pool:  # unpacking runs outside of Python
+        images = (
+            (_as_source(fixed, "fixed image"), _as_source(moving, "moving image")),
+            ("fixed image", "moving image"),
+        )
+        f, m = pool.map(io.read_image, *images)
 
     def beside(reader: Callable[..., Volume], source: Any, image: Volume, role: str) -> Volume | None:
         return None if source is None else reader(_as_source(source, role), image, role)

@@ -7,6 +7,8 @@ import importlib.util
 import shlex
 import sys
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,15 +88,10 @@ def run(args: argparse.Namespace) -> int:
     """Register, write, and say how it went."""
     check_folder(args.output)
     registration = _register(args)
-    report = registration.report()
-    report["command"] = shlex.join(args.words)
-    picture = importlib.util.find_spec("matplotlib") is not None
-    if not picture:
-        report["warnings"].append(_NO_PICTURE)
+    with publishing(args.output, _PRODUCTS) as folder:
+        report = _write(registration, args.words, folder)
     for text in report["warnings"]:
         print(f"warning: {' '.join(text.split())}", file=sys.stderr)
-    with publishing(args.output, _PRODUCTS) as folder:
-        _write(registration, report, folder, picture)
     _print_summary(report, args.output)
     return 0
 
@@ -128,20 +125,26 @@ def _register(args: argparse.Namespace) -> Registration:
         )
 
 
-def _write(registration: Registration, report: dict[str, Any], folder: Path, picture: bool) -> None:
-    """Write every product to a folder."""
+def _write(registration: Registration, words: Sequence[str], folder: Path) -> dict[str, Any]:
+    """Write every product to a folder; returns the report."""
     from deqreg.register import save
     from deqreg.report import draw, title_of, write_json, write_page
 
     start = time.perf_counter()
-    save(registration, folder)
+    picture = folder / "report.png" if importlib.util.find_spec("matplotlib") is not None else None
+    with ThreadPoolExecutor(1) as pool:
+        saving = pool.submit(save, registration, folder)  # compresses outside of Python, beside what Python draws
+        report = registration.report()
+        report["command"] = shlex.join(words)
+        if picture is None:
+            report["warnings"].append(_NO_PICTURE)
+        else:
+            draw(registration, picture, report)
+        saving.result()
     report["seconds"]["write"] = time.perf_counter() - start
-    report["seconds"]["total"] += report["seconds"]["write"]
-    if picture:
-        draw(registration, folder / "report.png", report)
-    title = title_of(registration.fixed, registration.moving)
-    write_page(folder / "report.html", report, title, folder / "report.png" if picture else None)
+    write_page(folder / "report.html", report, title_of(registration.fixed, registration.moving), picture)
     write_json(folder / "report.json", report)
+    return report
 
 
 def _print_summary(report: dict[str, Any], output: Path) -> None:

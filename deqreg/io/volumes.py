@@ -295,7 +295,7 @@ def save_nifti(
         image.set_qform(affine, 0, strip_shears=True)
     with replacing(path) as temporary:
         if path.suffix == ".gz":
-            temporary.write_bytes(compressed(image.to_bytes()))
+            temporary.write_bytes(compressed(image.to_bytes(), repeats=array.dtype.kind != "f"))
         else:
             nib.save(image, temporary)
 

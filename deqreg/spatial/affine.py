@@ -12,10 +12,13 @@ from torch import Tensor
 from deqreg import ops
 from deqreg.spatial.grid import Grid
 from deqreg.spatial.pyramid import level_shape
+from deqreg.spatial.quasi_newton import minimise
 from deqreg.spatial.resample import resize
 
 # Variance of the images' common noise: one per cent of the intensity range. Shared, so that equal images stay in place.
 _NOISE = 1e-4
+# In voxels: what a finer stage, or the deformation, takes up anyway.
+_SMALLEST_STEP = 1e-2
 # A newborn's brain is a third of an adult's, a lung breathes out to a fifth; noise sends the determinant to 1e5 or 0.
 _LARGEST_VOLUME_RATIO = 10.0
 
@@ -59,15 +62,16 @@ class Image:
 
     def centre_of_mass(self) -> Tensor:
         """The world point `[d]` around which the brightness, or the mask, balances."""
-        weight = (self.data if self.mask is None else self.mask)[0, 0].double().cpu()
-        weight = weight - weight.min()
-        total = weight.sum()
-        if total <= 0:
-            return self.grid.centre
+        weight = (self.data if self.mask is None else self.mask)[0, 0].cpu()
+        lowest = weight.min().double()
         voxel = []
         for axis, size in enumerate(weight.shape):
             others = [a for a in range(weight.ndim) if a != axis]
-            voxel.append((weight.sum(others) * torch.arange(size, dtype=torch.float64)).sum() / total)
+            along = weight.sum(others, dtype=torch.float64) - lowest * (weight.numel() / size)
+            total = along.sum()
+            if total <= 0:
+                return self.grid.centre
+            voxel.append((along * torch.arange(size, dtype=torch.float64)).sum() / total)
         return self.grid.to_world(torch.stack(voxel)[None])[0]
 
 
@@ -148,28 +152,20 @@ class _Objective:
 
 
 def _optimise(objective: _Objective, steps: int) -> tuple[Tensor, float]:
-    """Maximise the similarity by L-BFGS from no motion; returns the world map and the similarity."""
-    parameters = torch.zeros(len(objective.basis), dtype=torch.float64, requires_grad=True)
-    # a first step of a voxel or so: the gradient has the unit 1 / mm
-    optimiser = torch.optim.LBFGS(
-        [parameters], lr=1.0, max_iter=steps, history_size=10, tolerance_change=1e-4, line_search_fn="strong_wolfe"
-    )
-    scale = 1.0
+    """Maximise the similarity from no motion; returns the world map and the similarity."""
 
-    def closure() -> float:
-        optimiser.zero_grad()
-        loss = objective.loss(parameters) * scale
+    def loss_and_gradient(parameters: Tensor) -> tuple[float, Tensor]:
+        parameters = parameters.clone().requires_grad_()
+        loss = objective.loss(parameters)
         loss.backward()
-        return float(loss.detach())
+        assert parameters.grad is not None
+        return float(loss.detach()), parameters.grad
 
-    closure()
-    assert parameters.grad is not None
-    largest = float(parameters.grad.abs().max())
-    # L-BFGS moves first by min(1, 1 / |g|_1) g: scale the loss so that this is about a voxel
-    scale = max(objective.fixed.grid.spacing) / largest if largest > 0 else 1.0
-    optimiser.step(closure)
+    start = torch.zeros(len(objective.basis), dtype=torch.float64)
+    voxel = max(objective.fixed.grid.spacing)
+    found = minimise(loss_and_gradient, start, steps=steps, first_step=voxel, tolerance=_SMALLEST_STEP * voxel)
     with torch.no_grad():
-        return objective.world(parameters), -float(objective.loss(parameters))
+        return objective.world(found), -float(objective.loss(found))
 
 
 def _keeps_a_volume(world: Tensor) -> bool:
@@ -201,7 +197,7 @@ def align(
     """The affine world map under which two images are most alike.
 
     Maximises the mean squared local correlation over maps `p_moving = A p_fixed + t`, written as a product of matrix
-    exponentials about the middle of the fixed image, by L-BFGS, a stage after the other. A stage that changes volumes
+    exponentials about the middle of the fixed image, by BFGS, a stage after the other. A stage that changes volumes
     more than tenfold is dropped with those after it, with a warning. The first stage starts from the
     images as they lie, from their centres of mass and from the centres of their fields of view, and the best goes on.
 

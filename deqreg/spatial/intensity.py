@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,14 +27,18 @@ def scale_intensities(data: Tensor, inside: Tensor | None = None) -> Tensor:
     >>> [round(value, 1) for value in scaled[0, ::500].tolist()]
     [0.0, 0.2, 0.5, 0.8, 1.0]
     """
-    sample = data if inside is None else data[inside > 0]
-    if sample.numel() == 0:
+    # numpy masks and selects several times faster than torch does on a CPU
+    values = data.cpu().numpy()
+    sample = values if inside is None else values[inside.cpu().numpy() > 0]
+    if sample.size == 0:
         raise ValueError("the mask must have a voxel above zero, got none")
-    if inside is None and 0.2 < float((data == data.min()).float().mean()) < 1:
-        sample = data[data > data.min()]  # an empty background would shift the quantiles
-    sample = sample.flatten()[:: max(1, sample.numel() // 1_000_000)]
-    low, high = (float(q) for q in torch.quantile(sample, torch.tensor([0.001, 0.999], device=data.device)))
+    if inside is None:
+        shown = values > values.min()
+        if 0 < np.count_nonzero(shown) < 0.8 * values.size:
+            sample = values[shown]  # an empty background would shift the quantiles
+    sample = sample.ravel()[:: max(1, sample.size // 1_000_000)]
+    low, high = (float(q) for q in np.quantile(sample, (0.001, 0.999)))
     if high <= low:
         low, high = float(data.min()), float(data.max())
-    scaled = ((data - low) / ((high - low) or 1.0)).clamp_(0, 1)
+    scaled = (data - low).div_((high - low) or 1.0).clamp_(0, 1)
     return scaled if inside is None else torch.where(inside > 0, scaled, torch.ones_like(scaled))
