@@ -258,7 +258,8 @@ class VariationalUpdate:
         """`-d/du |F - M o u|^2 / 2`."""
         assert self.features is not None
         fixed, moving = self.features
-        return ops.warp_gradient(moving, displacement, fixed - ops.warp(moving, displacement))
+        warped = ops.warp(moving, displacement)
+        return ops.warp_gradient(moving, displacement, torch.sub(fixed, warped, out=warped))
 
     def _pull_of_landmarks(self, displacement: Tensor) -> Tensor:
         """`-d/du |u(p) - q|^2 / 2`, per finest edge of the field."""

@@ -106,7 +106,7 @@ def draw(registration: Registration, path: str | os.PathLike[str], report: Mappi
     """
     figure = compose_figure(registration, registration.report() if report is None else report)
     with replacing(path) as temporary:
-        figure.savefig(temporary)
+        figure.savefig(temporary, pil_kwargs={"compress_level": 2})  # half the time of 6 for an eighth more
 
 
 def compose_figure(registration: Registration, report: Mapping[str, Any]) -> Figure:

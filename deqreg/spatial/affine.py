@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -67,7 +68,7 @@ class Image:
         voxel = []
         for axis, size in enumerate(weight.shape):
             others = [a for a in range(weight.ndim) if a != axis]
-            along = weight.sum(others, dtype=torch.float64) - lowest * (weight.numel() / size)
+            along = weight.sum(others).double() - lowest * (weight.numel() / size)
             total = along.sum()
             if total <= 0:
                 return self.grid.centre
@@ -129,6 +130,11 @@ class _Objective:
     radius: float
     window: int
 
+    @cached_property
+    def still(self) -> Tensor:
+        """No displacement."""
+        return self.fixed.data.new_zeros(1, self.fixed.grid.dims, *self.fixed.grid.shape)
+
     def world(self, parameters: Tensor) -> Tensor:
         dims = self.fixed.grid.dims
         scaled = parameters.clone()
@@ -141,11 +147,10 @@ class _Objective:
     def loss(self, parameters: Tensor) -> Tensor:
         fixed, moving = self.fixed, self.moving
         mapping = fixed.grid.map_to(moving.grid, self.world(parameters)).to(fixed.data)[None]
-        still = fixed.data.new_zeros(1, fixed.grid.dims, *fixed.grid.shape)
-        warped = ops.warp(moving.data, still, affine=mapping)
+        warped = ops.warp(moving.data, self.still, affine=mapping)
         mask = fixed.mask
         if moving.mask is not None:
-            covered = ops.warp(moving.mask, still, affine=mapping.detach(), interpolation="nearest", padding="zeros")
+            covered = ops.warp(moving.mask, self.still, affine=mapping.detach(), interpolation="nearest", padding="zeros")
             mask = covered if mask is None else torch.maximum(mask, covered)
         value = ops.lncc(fixed.data, warped, window=self.window, mask=mask, epsilon=_NOISE, shared=_NOISE)
         return -value.double().sum()

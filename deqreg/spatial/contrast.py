@@ -90,4 +90,9 @@ def _where_both_show(fixed: Image, moving: Image, world: Tensor) -> tuple[Tensor
     shown = _foreground(moving.data, moving.mask).to(moving.data)
     shown = resample(shown, moving.grid, fixed.grid, world, interpolation="nearest", padding="zeros") > 0
     both = shown & _foreground(fixed.data, fixed.mask)
-    return fixed.data[both], image[both]
+    return _selected(fixed.data, both), _selected(image, both)
+
+
+def _selected(image: Tensor, where: Tensor) -> Tensor:
+    # numpy selects several times faster than torch does on a CPU
+    return torch.from_numpy(image.cpu().numpy()[where.cpu().numpy()]).to(image.device)
