@@ -20,7 +20,7 @@ from deqreg.spatial import Grid, Image, resample, resample_displacement
 # the tolerance after 31 to 45 steps on pairs that were not trained on (docs/learned.md).
 SOLVERS = (
     Anderson(memory=8, tol=0.003, max_steps=60, norm="rms", patience=None),
-    Anderson(memory=4, tol=0.003, max_steps=6, norm="rms", patience=None),
+    Anderson(memory=4, tol=0.003, max_steps=3, norm="rms", patience=None),
 )
 
 

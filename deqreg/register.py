@@ -169,7 +169,10 @@ def register(
                 fixed, moving, fixed_mask, moving_mask, fixed_labels, moving_labels, fixed_landmarks, moving_landmarks
             )
             start = _read_initial(initial, pair)
-            chosen = _fit_budget(_choose_preset(preset, pair), pair, memory_budget, 2 if symmetric else 1)
+            chosen = _choose_preset(preset, pair)
+            if refine and chosen.refinement is not None:
+                chosen = replace(chosen, levels=chosen.refinement)
+            chosen = _fit_budget(chosen, pair, memory_budget, 2 if symmetric else 1)
             weights = _weights(chosen) if method == "equilibrium" else None
             where = _device(device)
             images = _scaled(pair.fixed, pair.fixed_mask, where), _scaled(pair.moving, pair.moving_mask, where)

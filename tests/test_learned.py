@@ -75,6 +75,8 @@ def test_refinement_brings_images_closer_on_the_grid_that_is_finer() -> None:
     )
     assert error(refined) < error(learned)
     assert (len(learned.levels), len(refined.levels)) == (1, 4)
+    assert refined.settings["preset"]["levels"] == refined.settings["preset"]["refinement"]
+    assert learned.settings["preset"]["levels"] != learned.settings["preset"]["refinement"]
     # the first level of those that follow sees no more than this
     assert refined.levels[0].field_shape < learned.levels[0].field_shape
 

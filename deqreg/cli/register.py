@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deqreg.cli.memory import keep_freed_memory
 from deqreg.cli.output import check_folder, publishing
 from deqreg.cli.parser import memory_size
 from deqreg.cli.progress import ProgressLines
@@ -87,6 +88,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Register, write, and say how it went."""
     check_folder(args.output)
+    if args.memory_budget is None:
+        keep_freed_memory()
     registration = _register(args)
     with publishing(args.output, _PRODUCTS) as folder:
         report = _write(registration, args.words, folder)

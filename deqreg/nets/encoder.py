@@ -151,7 +151,7 @@ class _Block(nn.Module):
         nn.init.constant_(self.norm.weight, starts)
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.leaky_relu(self.norm(self.conv(x)), 0.1)
+        return functional.leaky_relu(self.norm(self.conv(x)), 0.1, inplace=True)
 
 
 def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:

@@ -150,7 +150,9 @@ class _Objective:
         warped = ops.warp(moving.data, self.still, affine=mapping)
         mask = fixed.mask
         if moving.mask is not None:
-            covered = ops.warp(moving.mask, self.still, affine=mapping.detach(), interpolation="nearest", padding="zeros")
+            covered = ops.warp(
+                moving.mask, self.still, affine=mapping.detach(), interpolation="nearest", padding="zeros"
+            )
             mask = covered if mask is None else torch.maximum(mask, covered)
         value = ops.lncc(fixed.data, warped, window=self.window, mask=mask, epsilon=_NOISE, shared=_NOISE)
         return -value.double().sum()
