@@ -1,5 +1,5 @@
 """`python -m deqreg` is the command `deqreg`."""
 
-from deqreg.cli import main
+from deqreg.cli import command
 
-raise SystemExit(main())
+raise SystemExit(command())

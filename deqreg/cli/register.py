@@ -88,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Register, write, and say how it went."""
     check_folder(args.output)
-    if args.memory_budget is None:
+    if args.memory_budget is None and not args.symmetric:  # which holds twice as much as it is
         keep_freed_memory()
     registration = _register(args)
     with publishing(args.output, _PRODUCTS) as folder:
