@@ -172,7 +172,9 @@ class DEQReg(nn.Module):
         both = torch.cat([learned, image], dim=1)
         # every level covers the same voxels: those of the images, padded for the coarsest
         if self.strides[0] > fine:
-            both = pool(pad_to_multiple(both, self.strides[0] // fine), stride // fine)
+            both = pad_to_multiple(both, self.strides[0] // fine)
+        if stride > fine:
+            both = pool(both, stride // fine)
         learned = both[:, :-1] * self.log_balance.exp()
         return torch.cat([learned, self.contrast * locally_normalised(both[:, -1:])], dim=1)
 
