@@ -79,9 +79,9 @@ def speck(volume: Volume) -> Volume:
     return replace(volume, data=data)
 
 
-def off(axis: int) -> np.ndarray:
+def off(axis: int, millimetres: float = 60.0) -> np.ndarray:
     matrix = np.eye(4)
-    matrix[axis, 3] = 60.0
+    matrix[axis, 3] = millimetres
     return matrix
 
 
@@ -111,12 +111,12 @@ def spoiled(kind: str, base: Case, axes: tuple[int, ...] = (0, 1, 2), head: bool
         )
 
 
-def astray(base: Case) -> Iterator[Case]:
-    """A right pair from starts that are far off."""
+def astray(base: Case, away: tuple[float, float, float] = (60.0, 60.0, 60.0)) -> Iterator[Case]:
+    """A right pair from starts that are far off, by so many millimetres along each axis."""
     image = io.read_image(base.fixed, "fixed")
     centre = (image.affine @ np.r_[(np.array(image.data.shape) - 1) / 2, 1.0])[:3]
     for axis in range(3):
-        for kind, start in (("a start 60 mm off", off(axis)), ("a start turned by 90 degrees", turned(axis, centre))):
+        for kind, start in (("a start 60 mm off", off(axis, away[axis])), ("a start turned by 90 degrees", turned(axis, centre))):
             options = {**base.options, "initial": start}
             yield replace(base, kind=kind, name=f"{base.name}, axis {axis}", truth=WRONG, options=options)
 
@@ -146,7 +146,10 @@ def examples() -> Iterator[Case]:
         yield pair
         yield replace(pair, name=f"{name}, back", fixed=pair.moving, moving=pair.fixed, options=theirs)
         yield from spoiled("lungs mirrored", pair, head=False)
-    yield from astray(Case("", "lungs", RIGHT, lung / "fixed.nii.gz", lung / "moving.nii.gz", options=masks))
+    # they lie 35 mm apart along the third axis: 60 mm the other way leave 25, from where they are found (landmarks 1.3 mm)
+    lungs = Case("", "lungs", RIGHT, lung / "fixed.nii.gz", lung / "moving.nii.gz", options=masks)
+    yield replace(lungs, kind="lungs from 25 mm off", name="lungs, off", options={**masks, "initial": off(2)})
+    yield from astray(lungs, (60.0, 60.0, -60.0))
     yield Case("another organ", "lung on patient", WRONG, same.fixed, lung / "moving.nii.gz")
     yield Case("another organ", "patient on lung", WRONG, lung / "fixed.nii.gz", same.moving)
     for name, change in (("noise", noise(0.0)), ("smooth noise", noise(3.0)), ("faint", faint), ("a speck", speck)):
