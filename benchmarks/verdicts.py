@@ -116,7 +116,8 @@ def astray(base: Case, away: tuple[float, float, float] = (60.0, 60.0, 60.0)) ->
     image = io.read_image(base.fixed, "fixed")
     centre = (image.affine @ np.r_[(np.array(image.data.shape) - 1) / 2, 1.0])[:3]
     for axis in range(3):
-        for kind, start in (("a start 60 mm off", off(axis, away[axis])), ("a start turned by 90 degrees", turned(axis, centre))):
+        starts = {"a start 60 mm off": off(axis, away[axis]), "a start turned by 90 degrees": turned(axis, centre)}
+        for kind, start in starts.items():
             options = {**base.options, "initial": start}
             yield replace(base, kind=kind, name=f"{base.name}, axis {axis}", truth=WRONG, options=options)
 
@@ -146,7 +147,7 @@ def examples() -> Iterator[Case]:
         yield pair
         yield replace(pair, name=f"{name}, back", fixed=pair.moving, moving=pair.fixed, options=theirs)
         yield from spoiled("lungs mirrored", pair, head=False)
-    # they lie 35 mm apart along the third axis: 60 mm the other way leave 25, from where they are found (landmarks 1.3 mm)
+    # they lie 35 mm apart along the third axis: 60 mm the other way leave 25, and from there they are found
     lungs = Case("", "lungs", RIGHT, lung / "fixed.nii.gz", lung / "moving.nii.gz", options=masks)
     yield replace(lungs, kind="lungs from 25 mm off", name="lungs, off", options={**masks, "initial": off(2)})
     yield from astray(lungs, (60.0, 60.0, -60.0))
