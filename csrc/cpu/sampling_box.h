@@ -236,8 +236,7 @@ inline void pack_quads(const BoxedSampling<D, T>& boxed, const Reach& reach, con
   const std::int64_t width = boxed.image_size[2];
   const std::int64_t right = width > 1 ? 1 : 0, below = boxed.image_size[1] > 1 ? width : 0;
   const T* const end = image + boxed.image_voxels;
-  const std::int64_t ahead =
-      boxed.image_size[1] * width;  // a plane: the next one is asked for, and the box's first is not
+  const std::int64_t ahead = boxed.image_size[1] * width;  // the row's place in the next plane
   for (std::int32_t z = 0; z < reach.planes; ++z)
     for (std::int32_t y = 0; y < reach.rows; ++y) {
       const T* from =

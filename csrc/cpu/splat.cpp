@@ -50,7 +50,7 @@ struct Share {
 };
 
 /// Shares out the image's planes, zeroes what a thread owns of channels [first, last), and calls body(share).
-template <int D, class T, class Body>
+template <class T, class Body>
 void for_shares(const Splat& op, std::int64_t first, std::int64_t last, const Executor& executor, const Body& body) {
   const std::int64_t image_voxels = op.image_grid.voxels(), plane = image_voxels / op.image_grid.size[0];
   parallel_for(executor, op.image_grid.size[0], 1 + grain_voxels / plane, [&](std::int64_t begin, std::int64_t end) {
@@ -101,7 +101,7 @@ void splat_nearest(const Splat& op, const Executor& executor) {
   const std::int64_t image_voxels = op.image_grid.voxels(), plane = image_voxels / op.image_grid.size[0];
   const std::unique_ptr<Bounds<Index>[]> bounds(new Bounds<Index>[tiles]);
   find_bounds<D, T, Index, padding>(op, executor, bounds.get());
-  for_shares<D, T>(op, 0, op.channels, executor, [&](Share share) {
+  for_shares<T>(op, 0, op.channels, executor, [&](Share share) {
     const Slab<Index> slab{static_cast<Index>(share.begin * plane), static_cast<Index>(share.end * plane)};
     NearestTile<D, T, Index> tile;
     fill_strides(op.image_grid, tile.stride);
@@ -270,15 +270,20 @@ void for_boxes_of(const BoxedSampling<D, T>& boxed, const Reach* reaches, Share 
   }
 }
 
-/// Adds a row of a box whose cells scatter, voxel by voxel.
+/// Adds channels [first, last) of a box whose cells scatter, voxel by voxel.
 template <Padding padding, int D, class T>
-void push_row(const Splat& op, const SampledRun<D, T>& run, Share share, const T* values, T* image) {
+void push_box(const Splat& op, const BoxedSampling<D, T>& boxed, const OutputBox& box, Share share, std::int64_t first,
+              std::int64_t last) {
   using Index = std::int64_t;
-  const Index plane = op.image_grid.voxels() / op.image_grid.size[0];
+  const Index plane = boxed.image_voxels / op.image_grid.size[0];
   LinearTile<D, T, Index> tile;
   fill_strides(op.image_grid, tile.stride);
-  fill_tile<padding>(run, tile);
-  push(tile, run.count, values, Slab<Index>{share.begin * plane, share.end * plane}, image);
+  for (std::int32_t r = 0; r < box.rows(); ++r) {
+    fill_tile<padding>(boxed.run(box, r), tile);
+    for (std::int64_t c = box.sample * op.channels + first; c < box.sample * op.channels + last; ++c)
+      push(tile, box.extent[2], static_cast<const T*>(op.values) + c * boxed.voxels + boxed.offset(box, r),
+           Slab<Index>{share.begin * plane, share.end * plane}, static_cast<T*>(op.image) + c * boxed.image_voxels);
+  }
 }
 
 template <int D, class T, Padding padding>
@@ -287,27 +292,21 @@ void splat_boxes(const Splat& op, const Executor& executor) {
   if (first == op.channels) return;
   const BoxedSampling<D, T> boxed(op);
   const auto reaches = find_reaches<padding>(boxed, executor);
-  for_shares<D, T>(op, first, op.channels, executor, [&](Share share) {
+  for_shares<T>(op, first, op.channels, executor, [&](Share share) {
     QuadSums<D, T> sums(boxed);
     LinearTile<3, T, std::int32_t> tile;
     for_boxes_of(boxed, reaches.get(), share, [&](const OutputBox& box, const auto& positions, const Reach& reach) {
+      if (!worth_packing(box, reach)) return push_box<padding>(op, boxed, box, share, first, op.channels);
       const std::int64_t plane = boxed.image_size[0] > 1 ? std::int64_t{4} * reach.rows * reach.row : 0;
       for (std::int64_t k = first; k < op.channels; ++k) {
         const std::int64_t c = box.sample * op.channels + k;
         const T* const values = static_cast<const T*>(op.values) + c * boxed.voxels;
-        T* const image = static_cast<T*>(op.image) + c * boxed.image_voxels;
-        const bool packs = worth_packing(box, reach);
-        if (packs) sums.clear(reach);
+        sums.clear(reach);
         for (std::int32_t r = 0; r < box.rows(); ++r) {
-          const T* const row = values + boxed.offset(box, r);
-          if (!packs) {
-            push_row<padding>(op, boxed.run(box, r), share, row, image);
-            continue;
-          }
           fill_cells<padding>(boxed, box, positions, reach, r, tile);
-          sums.add(tile, box.extent[2], row, plane);
+          sums.add(tile, box.extent[2], values + boxed.offset(box, r), plane);
         }
-        if (packs) sums.unpack(boxed, reach, share, image);
+        sums.unpack(boxed, reach, share, static_cast<T*>(op.image) + c * boxed.image_voxels);
       }
     });
   });
@@ -320,33 +319,27 @@ void splat_channels(const Splat& op, const Executor& executor) {
   if (channels == 0) return;
   const BoxedSampling<D, T> boxed(op, channels_box_size);
   const auto reaches = find_reaches<padding>(boxed, executor);
-  for_shares<D, T>(op, 0, channels, executor, [&](Share share) {
+  for_shares<T>(op, 0, channels, executor, [&](Share share) {
     ChannelSums<D, T> sums(boxed);
     const std::unique_ptr<ChannelsValueRow<T>> row(new ChannelsValueRow<T>);
     const auto values = Buffer<T>::uninitialised(2 * lanes * box_size[2]);
     T* const scratch = values.data() + lanes * box_size[2];
     for_boxes_of(boxed, reaches.get(), share, [&](const OutputBox& box, const auto& positions, const Reach& quads) {
       const Reach reach = with_neighbours(boxed, quads);
+      if (!worth_packing(box, reach)) return push_box<padding>(op, boxed, box, share, 0, channels);
       const CellChannels<T> cells(reach, nullptr);
-      const bool packs = worth_packing(box, reach);
       for (std::int64_t k = 0; k < channels; k += lanes) {
         const std::int64_t c = box.sample * op.channels + k;
         const std::int32_t count = static_cast<std::int32_t>(channels - k < lanes ? channels - k : lanes);
-        T* const image = static_cast<T*>(op.image) + c * boxed.image_voxels;
-        if (packs) sums.clear(reach);
+        sums.clear(reach);
         for (std::int32_t r = 0; r < box.rows(); ++r) {
           const T* const from = static_cast<const T*>(op.values) + c * boxed.voxels + boxed.offset(box, r);
-          if (!packs) {
-            for (std::int64_t l = 0; l < count; ++l)
-              push_row<padding>(op, boxed.run(box, r), share, from + l * boxed.voxels, image + l * boxed.image_voxels);
-            continue;
-          }
           fill_cells<padding>(boxed, box, positions, reach, r, row->tile);
           row->weigh(box.row);
           turn_channels_last(from, boxed.voxels, count, box.extent[2], boxed.out_size[2], scratch, values.data());
           sums.add(*row, cells, box.extent[2], values.data());
         }
-        if (packs) sums.unpack(boxed, reach, share, count, image);
+        sums.unpack(boxed, reach, share, count, static_cast<T*>(op.image) + c * boxed.image_voxels);
       }
     });
   });

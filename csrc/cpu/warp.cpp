@@ -1,4 +1,4 @@
-// Warp, a box of output voxels at a time, and its gradient by the sample position, a tile at a time.
+// Warp and its gradient by the sample position, a box of output voxels at a time; nearest voxels a tile at a time.
 #include <cstring>
 
 #include "cpu/isa.h"
@@ -57,7 +57,7 @@ void warp_boxes(const Warp& op, const Executor& executor) {
       scattered);
 }
 
-/// Adds to `out`, or where it is the first channel's turn sets it to, values times the slope of the image.
+/// Adds values times the slope of the image along an axis to `out`, which the first channel sets.
 template <int Axis, int D, class T, class Index>
 void add_slope(const SlopeTile<D, T, Index>& tile, const Corners<D, T>& corners, std::int32_t count, bool first,
                const T* values, T* out) {

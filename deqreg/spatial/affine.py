@@ -65,13 +65,13 @@ class Image:
         """The world point `[d]` around which the brightness, or the mask, balances."""
         weight = (self.data if self.mask is None else self.mask)[0, 0].cpu()
         lowest = weight.min().double()
+        total = weight.sum().double() - lowest * weight.numel()
+        if total <= 0:
+            return self.grid.centre
         voxel = []
         for axis, size in enumerate(weight.shape):
             others = [a for a in range(weight.ndim) if a != axis]
             along = weight.sum(others).double() - lowest * (weight.numel() / size)
-            total = along.sum()
-            if total <= 0:
-                return self.grid.centre
             voxel.append((along * torch.arange(size, dtype=torch.float64)).sum() / total)
         return self.grid.to_world(torch.stack(voxel)[None])[0]
 
@@ -170,9 +170,8 @@ def _optimise(objective: _Objective, steps: int) -> tuple[Tensor, float]:
 
     start = torch.zeros(len(objective.basis), dtype=torch.float64)
     voxel = max(objective.fixed.grid.spacing)
-    found = minimise(loss_and_gradient, start, steps=steps, first_step=voxel, tolerance=_SMALLEST_STEP * voxel)
-    with torch.no_grad():
-        return objective.world(found), -float(objective.loss(found))
+    found, loss = minimise(loss_and_gradient, start, steps=steps, first_step=voxel, tolerance=_SMALLEST_STEP * voxel)
+    return objective.world(found), -loss
 
 
 def _keeps_a_volume(world: Tensor) -> bool:

@@ -17,7 +17,9 @@ _DECREASE, _SLOPE = 1e-4, 0.9
 _LINE_STEPS = 20  # a step grown a million times has no end in sight
 
 
-def minimise(function: Function, start: Tensor, *, steps: int, first_step: float, tolerance: float) -> Tensor:
+def minimise(
+    function: Function, start: Tensor, *, steps: int, first_step: float, tolerance: float
+) -> tuple[Tensor, float]:
     """Minimise a smooth function by BFGS with a line search for the weak Wolfe conditions.
 
     Args:
@@ -28,20 +30,21 @@ def minimise(function: Function, start: Tensor, *, steps: int, first_step: float
         tolerance: ends where no parameter changes by more.
 
     Returns:
-        `[P]`, the best parameters met.
+        The best parameters met, `[P]`, and their value.
 
     Reference: Nocedal and Wright, Numerical Optimization, 2006, algorithm 6.1; for the line search, Lewis and Overton,
     Mathematical Programming 2013 (141:135-163), algorithm 2.6.
 
     >>> goal = torch.tensor([1.0, -2.0])
-    >>> minimise(lambda p: (float((p - goal).square().sum()), 2 * (p - goal)), torch.zeros(2), steps=9, first_step=0.1,
-    ...          tolerance=1e-4).round(decimals=3).tolist()
+    >>> found, value = minimise(lambda p: (float((p - goal).square().sum()), 2 * (p - goal)), torch.zeros(2), steps=9,
+    ...                         first_step=0.1, tolerance=1e-4)
+    >>> found.round(decimals=3).tolist()
     [1.0, -2.0]
     """
     at, (value, gradient) = start, function(start)
     largest = float(gradient.abs().max())
     if largest == 0:
-        return start
+        return start, value
     inverse = torch.eye(len(start), dtype=start.dtype) * (first_step / largest)
     for step in range(steps):
         direction = -inverse @ gradient
@@ -60,7 +63,7 @@ def minimise(function: Function, start: Tensor, *, steps: int, first_step: float
                 inverse = torch.eye(len(start), dtype=start.dtype) * (bend / float(change @ change))
             left = torch.eye(len(start), dtype=start.dtype) - torch.outer(moved, change) / bend
             inverse = left @ inverse @ left.T + torch.outer(moved, moved) / bend
-    return at
+    return at, value
 
 
 def _search(

@@ -27,8 +27,9 @@ def rosenbrock(p: Tensor) -> Tensor:
 def test_follows_a_bent_valley_to_its_end() -> None:
     function, calls = counted(rosenbrock)
     start = torch.tensor([-1.2, 1.0, 0.5], dtype=torch.float64)
-    found = minimise(function, start, steps=100, first_step=0.1, tolerance=1e-8)
+    found, value = minimise(function, start, steps=100, first_step=0.1, tolerance=1e-8)
     torch.testing.assert_close(found, torch.ones(3, dtype=torch.float64), rtol=0, atol=1e-6)
+    assert value == float(rosenbrock(found))
     assert len(calls) < 150  # some evaluations more than steps: nearly every step is taken as it comes
 
 
@@ -42,10 +43,10 @@ def test_the_first_step_is_as_long_as_asked_however_steep_the_function() -> None
 def test_stays_where_nothing_brings_the_value_down() -> None:
     start = torch.tensor([0.25, -3.0])
     function, _ = counted(lambda p: p.sum() * 0.0)
-    assert torch.equal(minimise(function, start, steps=10, first_step=1.0, tolerance=1e-3), start)
+    assert torch.equal(minimise(function, start, steps=10, first_step=1.0, tolerance=1e-3)[0], start)
     # a slope that promises what the values do not hold, as rounding leaves it at a minimum
     gave: list[Tensor] = []
-    found = minimise(
+    found, _ = minimise(
         lambda p: (gave.append(p) or 1.0, torch.full((2,), 1e-9)), start, steps=10, first_step=1.0, tolerance=1e-3
     )
     assert torch.equal(found, start)
@@ -54,5 +55,7 @@ def test_stays_where_nothing_brings_the_value_down() -> None:
 
 def test_values_that_are_no_numbers_are_stepped_back_from() -> None:
     function, _ = counted(lambda p: (p[0].log() - 1).square() + (p[1] - 2).square())
-    found = minimise(function, torch.tensor([0.1, 0.0], dtype=torch.float64), steps=50, first_step=5.0, tolerance=1e-9)
+    found, _ = minimise(
+        function, torch.tensor([0.1, 0.0], dtype=torch.float64), steps=50, first_step=5.0, tolerance=1e-9
+    )
     torch.testing.assert_close(found, torch.tensor([torch.e, 2.0], dtype=torch.float64), rtol=0, atol=1e-5)
