@@ -236,13 +236,12 @@ inline void pack_quads(const BoxedSampling<D, T>& boxed, const Reach& reach, con
   const std::int64_t width = boxed.image_size[2];
   const std::int64_t right = width > 1 ? 1 : 0, below = boxed.image_size[1] > 1 ? width : 0;
   const T* const end = image + boxed.image_voxels;
-  const std::int64_t ahead = boxed.image_size[1] * width;  // the row's place in the next plane
   for (std::int32_t z = 0; z < reach.planes; ++z)
     for (std::int32_t y = 0; y < reach.rows; ++y) {
       const T* from =
           image + ((reach.low[0] + z) * std::int64_t{boxed.image_size[1]} + reach.low[1] + y) * width + reach.low[2];
       T* to = quads + (std::int64_t{z} * reach.rows + y) * reach.row * 4;
-      for (std::int32_t x = 0; x < reach.width; x += cache_line) __builtin_prefetch(from + ahead + x);
+      for (std::int32_t x = 0; x < reach.width; x += cache_line) __builtin_prefetch(from + 3 * width + x);
       std::int32_t x = 0;
       if constexpr (lanes >= 4) {
         const auto load = [](const T* at) { return *reinterpret_cast<const typename V::Loose*>(at); };
