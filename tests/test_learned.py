@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from deqreg import Registration, ops, register
-from deqreg.learned import Features, _coarser
+from deqreg.learned import Features, _coarser, _encoded
+from deqreg.nets import DEQReg
 from deqreg.nets.encoder import pad_to_multiple
 from deqreg.spatial import Grid
 
@@ -50,6 +51,22 @@ def test_learned_field_undoes_a_push() -> None:
     assert still.displacement.norm(dim=0).mean() < 0.1 * found.displacement.norm(dim=0).max()
     assert found.levels[0].similarity_after > found.levels[0].similarity_before
     assert found.levels[0].jacobian_range[0] > 0
+
+
+def test_features_are_of_the_head_alone() -> None:
+    """What is empty around it changes neither them nor where they lie."""
+    ball = torch.zeros(1, 1, 24, 20, 22)
+    ball[..., 8:15, 7:14, 9:16] = torch.rand(7, 7, 7) + 0.1
+    net = DEQReg(channels=4, widths=(4, 4), encoder_stride=2, strides=(2,))
+    wide = torch.nn.functional.pad(ball, (4, 6, 0, 2, 6, 0))
+    with torch.no_grad():
+        near, far = (
+            _encoded(net, image, Grid(tuple(image.shape[2:]), torch.eye(4, dtype=torch.float64)))
+            for image in (ball, wide)
+        )
+    assert far.shape[2:] == (15, 11, 16)
+    assert torch.equal(far[:, :, 3:, :10, 2:13], near)
+    assert near.std() > 0
 
 
 @pytest.mark.slow
