@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from deqreg import ops
+from deqreg import _C, ops
 from deqreg.equilibrium.solvers import Anderson
 from deqreg.equilibrium.state import AndersonState
 
@@ -565,6 +565,7 @@ def measure(problem: Problem, device: str, bandwidth: float, budget: float) -> l
 
 
 def device_name(device: str) -> str:
+    """The GPU's, or the processor's and the instruction set in use: one name sells processors of several."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     try:
@@ -572,7 +573,7 @@ def device_name(device: str) -> str:
     except OSError:
         lines = []
     model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-    return model or platform.processor() or platform.machine()
+    return f"{model or platform.processor() or platform.machine()}, {_C.instruction_set()}"
 
 
 HEADER = (

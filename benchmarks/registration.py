@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from deqreg import io, metrics, ops
+from deqreg import _C, io, metrics, ops
 from deqreg.report import write_json
 from deqreg.spatial import pull
 
@@ -324,12 +324,13 @@ def before(pair: Pair) -> dict[str, Any]:
 
 
 def machine() -> str:
+    """The processor, the instruction set that deqreg uses of it, and its cores."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
     model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
-    return f"{model}, {os.cpu_count()} cores"
+    return f"{model}, {_C.instruction_set()}, {os.cpu_count()} cores"
 
 
 def results_file(data: str) -> Path:

@@ -31,42 +31,44 @@ def beside_torch(result: Result | None) -> dict[tuple[str, str], Result]:
     return {(r["operator"], " x ".join(map(str, r["shape"]))): r for r in rows if r["baseline"] == "torch"}
 
 
-def one(results: list[Result], backend: str, device: str = "") -> Result | None:
-    """The result of a backend whose device has this in its name, or none; two would leave it open which one counts."""
-    found = [r for r in results if r["backend"] == backend and device in r["device"]]
-    if len(found) > 1:
-        raise ValueError(f"one result of {device or backend} may be kept, got {[r['device'] for r in found]}")
-    return found[0] if found else None
+def devices(results: list[Result]) -> list[Result]:
+    """Those of processors, then those of GPUs; two of one device would leave it open which counts."""
+    names = [r["device"] for r in results]
+    if len(set(names)) < len(names):
+        raise ValueError(f"one result of a device may be kept, got {names}")
+    return sorted(results, key=lambda r: (r["backend"], r["device"]))
 
 
-def milliseconds(row: Result) -> str:
-    return f"{row['seconds'] * 1e3:.3g} ms"
-
-
-def cells(row: Result | None) -> str:
-    """Time, ratio and share of one device."""
+def cell(row: Result | None) -> str:
+    """Time, ratio and share of one operator on one device."""
     if row is None:
-        return f"{ABSENT} | - | -"
-    return f"{milliseconds(row)} | {row['ratio']:.1f}x | {row['share']:.0%}"
+        return ABSENT
+    return f"{row['seconds'] * 1e3:.3g} ms, {row['ratio']:.1f}x, {row['share']:.0%}"
+
+
+def title(result: Result) -> str:
+    threads = f", {result['threads']} threads" if result["backend"] == "cpu" else ""
+    return f"{result['device']}{threads}, torch {result['torch']}"
 
 
 def operator_table(results: list[Result]) -> str:
-    """The table, in Markdown, with a sentence on what was measured where."""
-    cpu, gpu = one(results, "cpu"), one(results, "cuda", "H100")
-    on_cpu, on_gpu = beside_torch(cpu), beside_torch(gpu)
-    if not on_cpu and not on_gpu:
+    """The table, in Markdown, with a sentence on what was measured where; the H100 has a column in any case."""
+    found = devices(results)
+    columns = {title(r): beside_torch(r) for r in found}
+    if not any(columns.values()):
         return "Not measured: `make bench` measures every operator and fills in this table."
-    where = ABSENT if cpu is None else f"{cpu['device']}, {cpu['threads']} threads, torch {cpu['torch']}"
-    there = ABSENT if gpu is None else f"{gpu['device']}, torch {gpu['torch']}"
+    if not any("H100" in r["device"] for r in found):
+        columns["H100"] = {}
+    keys = {key: None for column in columns.values() for key in column}
     lines = [
-        f"CPU: {where}. H100: {there}. A ratio is how many times longer plain torch takes, side by side; a share is",
-        "the bytes that have to move over our time, relative to a large copy in the same run.",
+        "Our time, how many times longer plain torch takes side by side, and the bytes that have to move over our",
+        "time, relative to a large copy in the same run.",
         "",
-        "| operator | size | CPU | ratio | share | H100 | ratio | share |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| operator | size | {' | '.join(columns)} |",
+        f"|---|---|{'---|' * len(columns)}",
     ]
-    for key in {**on_cpu, **on_gpu}:
-        lines.append(f"| {key[0]} | {key[1]} | {cells(on_cpu.get(key))} | {cells(on_gpu.get(key))} |")
+    for key in keys:
+        lines.append(f"| {key[0]} | {key[1]} | {' | '.join(cell(rows.get(key)) for rows in columns.values())} |")
     return "\n".join(lines)
 
 

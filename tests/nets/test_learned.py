@@ -152,11 +152,13 @@ def test_config_rebuilds_the_network(tmp_path: object) -> None:
     assert torch.equal(net(*images)[0], again(*images)[0])
 
 
-def test_implicit_gradient_is_that_of_unrolling_to_convergence() -> None:
-    net = randomise(small(2, strides=(1,), kernel=3, gain=1.0)).double()
-    moving = texture(16, 14).double()
-    fixed = ops.warp(moving, bump(16, 14, height=0.8).double())
-    target = torch.randn(1, 2, 16, 14, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+@pytest.mark.parametrize("shape", [(16, 14), (10, 9, 8)])
+def test_implicit_gradient_is_that_of_unrolling_to_convergence(shape: tuple[int, ...]) -> None:
+    net = randomise(small(len(shape), strides=(1,), kernel=3, gain=1.0)).double()
+    moving = texture(*shape).double()
+    fixed = ops.warp(moving, bump(*shape, height=0.8).double())
+    draw = torch.Generator().manual_seed(1)
+    target = torch.randn(1, len(shape), *shape, generator=draw, dtype=torch.float64)
 
     def gradient(adjoint: Implicit | Unrolled) -> Tensor:
         net.zero_grad()
@@ -164,7 +166,7 @@ def test_implicit_gradient_is_that_of_unrolling_to_convergence() -> None:
         solution = fixed_point(f, z0, solver=Anderson(memory=8, tol=1e-12, max_steps=400), adjoint=adjoint)
         assert isinstance(solution.value, tuple)
         assert solution.residuals[-1].max() < 1e-9
-        (net.displacement(solution.value, (16, 14)) * target).sum().backward()
+        (net.displacement(solution.value, shape) * target).sum().backward()
         return torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
 
     implicit = gradient(Implicit(solver=Anderson(memory=8, tol=1e-10, max_steps=400)))
