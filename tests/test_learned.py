@@ -69,6 +69,17 @@ def test_features_are_of_the_head_alone() -> None:
     assert near.std() > 0
 
 
+def test_a_head_of_few_voxels_has_features() -> None:
+    """On the coarsest scale one voxel is left of it."""
+    net = DEQReg(channels=4, widths=(4, 4, 4, 4, 4), encoder_stride=2, strides=(2,))
+    image = torch.zeros(1, 1, 20, 20, 20)
+    image[..., 8:12, 8:12, 8:12] = 1.0
+    with torch.no_grad():
+        features = _encoded(net, image, Grid((20, 20, 20), torch.eye(4, dtype=torch.float64)))
+    assert features.shape == (1, 4, 10, 10, 10)
+    assert features.isfinite().all()
+
+
 @pytest.mark.slow
 def test_the_order_of_the_voxels_on_file_does_not_matter() -> None:
     """Heads counted from top to bottom and front to back, as sagittal series are, get the field of upright ones."""

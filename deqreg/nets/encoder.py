@@ -94,6 +94,7 @@ class Encoder(nn.Module):
         skips: list[Tensor] = []
         for scale, block in enumerate(self.down):
             if scale:
+                x = pad_to_multiple(x, 2) if min(x.shape[2:]) == 1 else x  # pooling wants two voxels
                 x = self.widen[scale - 1](POOL[self.dims](x, 2, ceil_mode=True))
             x = block(x)
             skips.append(x)
@@ -147,11 +148,13 @@ class _Block(nn.Module):
     def __init__(self, dims: int, width: int, starts: float = 1.0) -> None:
         super().__init__()
         self.conv = CONV[dims](width, width, 3, padding=1, bias=False)
-        self.norm = nn.GroupNorm(width, width)  # unlike InstanceNorm, it takes an image of one voxel
+        self.norm = nn.GroupNorm(width, width)
         nn.init.constant_(self.norm.weight, starts)
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.leaky_relu(self.norm(self.conv(x)), 0.1, inplace=True)
+        norm = self.norm  # not by itself: it refuses an image of one voxel, which small ones come to
+        x = torch.group_norm(self.conv(x), norm.num_groups, norm.weight, norm.bias, norm.eps)
+        return functional.leaky_relu(x, 0.1, inplace=True)
 
 
 def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
