@@ -18,7 +18,7 @@ from deqreg.registration import LevelReport, Progress
 from deqreg.spatial import Grid, Image, resample, resample_displacement
 
 # Most of the way is made on the coarse level, where a step costs a tenth: there, with a memory of 8, the residual is at
-# the tolerance after 18 to 21 steps on pairs that were not trained on. At half of it, after 31 to 45, the labels match
+# the tolerance after 18 to 21 steps on pairs that were not trained on. At half of it, after 28 to 47, the labels match
 # no better and the field is less even (docs/learned.md).
 SOLVERS = (
     Anderson(memory=8, tol=0.006, max_steps=60, norm="rms", patience=None),
@@ -124,24 +124,23 @@ def solve_learned(
 def _encoded(net: DEQReg, image: Tensor, grid: Grid) -> Tensor:
     """The image's features; in bfloat16 on processors that multiply it.
 
-    A head at 1 mm then takes 0.7 s of two cores instead of 0.9 to 1.3; its features change by 0.6 % of their length.
-    Only the box around the head is encoded, a quarter less than what holds both heads; beyond its faces features go on
-    as they are there.
+    Of the grid that holds both heads, at 1 mm, that takes 0.7 s of two cores instead of 0.9 to 1.3; features change by
+    0.6 % of their length. Only the box around the head is encoded, a quarter less; beyond its faces features go on as
+    they are there.
     """
-    low, high = Image(image, grid).foreground_box().tolist()
-    stride = net.encoder.stride
+    whole, stride = Image(image, grid), net.encoder.stride
+    low, high = whole.foreground_box().tolist()
     first = [max(a - _MARGIN, 0) // stride * stride for a in low]
-    last = [min(b + _MARGIN + 1, size) for b, size in zip(high, grid.shape, strict=True)]
-    box = image[(..., *(slice(a, b) for a, b in zip(first, last, strict=True)))].contiguous()
+    shape = [min(b + _MARGIN + 1, n) - a for a, b, n in zip(first, high, grid.shape, strict=True)]
+    head = whole.cropped(first, shape).data
     # older releases of torch, which cannot tell, compute in float32
     multiplies = getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16", False)
     with torch.autocast("cpu", torch.bfloat16, enabled=bool(multiplies) and image.device.type == "cpu"):
-        learned = net.encoder(box).float()
-    whole = [-(-size // stride) for size in grid.shape]
+        learned = net.encoder(head).float()
     padding = [
         side
-        for a, count, size in zip(reversed(first), reversed(learned.shape), reversed(whole), strict=False)
-        for side in (a // stride, size - a // stride - count)
+        for a, count, size in zip(reversed(first), reversed(learned.shape[2:]), reversed(grid.shape), strict=True)
+        for side in (a // stride, -(-size // stride) - a // stride - count)
     ]
     return functional.pad(learned, padding, mode="replicate")
 

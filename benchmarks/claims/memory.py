@@ -29,8 +29,6 @@ STEPS = (6, 12, 24, 48, 96)
 HEAD, VOLUME = (88, 104, 88), (160, 192, 224)
 LIMIT = 16 * 2**30
 WAYS = ("implicit", "phantom", "unrolled")
-
-
 # the encoder of the weights that ship
 SHIPPED = {"encoder_stride": 2, "labels": 145, "widths": (32, 32, 64, 128, 160)}
 
