@@ -3,8 +3,9 @@
     python benchmarks/verdicts.py [--brain DATASET.json] [--only REGEX] [--again]
 
 Wrong pairs are made of right ones: images mirrored along an axis or with their axes swapped, starts 60 mm off or turned
-by 90 degrees, other organs, noise. Heads mirrored left to right are listed apart: nothing in the images tells them from
-right ones. Data: examples/data, and the `registration_val` pairs of a Learn2Reg dataset.json.
+by 90 degrees, other organs, noise; whole, as slices, and as boxes cut out of the middle. Heads mirrored left to right
+are listed apart: nothing in the images tells them from right ones. Data: examples/data, and the `registration_val`
+pairs of a Learn2Reg dataset.json.
 
 Prints a table by kind of pair. Rows are kept in benchmarks/results/verdicts.json after every registration; what is
 there is not computed again unless `--again`.
@@ -17,11 +18,13 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 import deqreg
 from deqreg import io, ops
@@ -77,6 +80,42 @@ def speck(volume: Volume) -> Volume:
     data = torch.zeros_like(volume.data)
     data[tuple(n // 2 for n in data.shape)] = 1.0
     return replace(volume, data=data)
+
+
+# Parts of an image.
+
+
+def slice_of(axis: int) -> Callable[[Volume], Volume]:
+    """The middle slice; of the axis from left to right one beside it, where the halves of a brain are not parted."""
+
+    def change(volume: Volume) -> Volume:
+        index = volume.data.shape[axis] // 2 + (15 if axis == 0 else 0)
+        edges = [*np.delete(volume.spacing, axis), 1.0, 1.0]
+        return replace(volume, data=volume.data.select(axis, index).contiguous(), affine=np.diag(edges))
+
+    return change
+
+
+def box(volume: Volume) -> Volume:
+    """80 voxels along each axis, from the middle."""
+    first = [size // 2 - 40 for size in volume.data.shape]
+    affine = volume.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ first
+    return replace(volume, data=volume.data[tuple(slice(a, a + 80) for a in first)].contiguous(), affine=affine)
+
+
+def finer(volume: Volume) -> Volume:
+    """Half the voxel edge."""
+    shape = [2 * size for size in volume.data.shape]
+    data = functional.interpolate(volume.data[None, None], shape, mode="trilinear")[0, 0]
+    affine = volume.affine @ np.diag([0.5, 0.5, 0.5, 1.0])
+    affine[:3, 3] -= volume.affine[:3, :3] @ [0.25, 0.25, 0.25]
+    return replace(volume, data=data, affine=affine)
+
+
+def then(*changes: Callable[[Volume], Volume]) -> Callable[[Volume], Volume]:
+    """One after the other."""
+    return lambda volume: reduce(lambda made, change: change(made), changes, volume)
 
 
 def off(axis: int, millimetres: float = 60.0) -> np.ndarray:
@@ -166,7 +205,10 @@ def learn2reg(path: Path) -> Iterator[Case]:
         pair = Case("brains of two people", name, RIGHT, fixed, moving)
         yield pair
         yield from spoiled("brains mirrored", pair, axes=(0, 1, 2) if number < 3 else (0,))
+        yield from parts(pair) if number < 3 else ()
         if number == 0:
+            fine = then(box, finer)
+            yield replace(pair, kind="boxes at half the spacing", change=fine, change_fixed=fine)
             yield replace(pair, kind="array axes swapped", truth=WRONG, change=swapped)
             yield from astray(pair)
             lung, patient, template = (EXAMPLES / part / "moving.nii.gz" for part in ("lung", "brain", "known_field"))
@@ -174,6 +216,31 @@ def learn2reg(path: Path) -> Iterator[Case]:
             yield Case("brains, another scanner", "template on brain", RIGHT, fixed, template)
             yield Case("another organ", "lung on brain", WRONG, fixed, lung)
             yield Case("another organ", "brain on lung", WRONG, lung.with_name("fixed.nii.gz"), fixed)
+
+
+def parts(pair: Case) -> Iterator[Case]:
+    """Slices of both heads, by default and symmetric, and boxes, each right and mirrored."""
+    for axis in range(3):
+        for options in ({}, {"symmetric": True}):
+            name = f"{pair.name}, across {AXES[axis]}" + (", symmetric" if options else "")
+            cut = replace(
+                pair, name=name, kind="slices", change=slice_of(axis), change_fixed=slice_of(axis), options=options
+            )
+            yield cut
+            inner = then(box, slice_of(axis))
+            yield replace(cut, kind="slices of boxes", change=inner, change_fixed=inner)
+            # along a slice's own axes, but for the heads' from left to right
+            for own in (0, 1) if axis == 0 else (1,):
+                along = AXES[own + (own >= axis)]
+                wrong = replace(cut, name=f"{name}, {along}", truth=WRONG)
+                yield replace(wrong, kind="slices mirrored", change=then(slice_of(axis), mirrored(own)))
+                fixed, moving = inner, then(inner, mirrored(own))
+                yield replace(wrong, kind="slices of boxes mirrored", change_fixed=fixed, change=moving)
+    boxes = replace(pair, kind="boxes", change=box, change_fixed=box)
+    yield boxes
+    for axis in (1, 2):
+        name, change = f"{pair.name} {AXES[axis]}", then(box, mirrored(axis))
+        yield replace(boxes, kind="boxes mirrored", name=name, truth=WRONG, change=change)
 
 
 # The work.

@@ -45,9 +45,23 @@ def test_likeness_has_its_price() -> None:
     noisy = data + 0.08 * torch.randn(SHAPE)
     assert assess(image(data), noisy, still(), np.eye(4)).verdict == "plausible"
     uneven = 1.4 * torch.sin(torch.arange(SHAPE[0]) / 2.0).view(-1, 1, 1).expand(SHAPE)
-    found = assess(image(data), noisy, torch.stack([uneven, 0 * uneven, 0 * uneven]), np.eye(4))
+    everywhere = torch.ones(SHAPE)  # without it the texture would pass for a box cut out of something larger
+    found = assess(image(data), noisy, torch.stack([uneven, 0 * uneven, 0 * uneven]), np.eye(4), everywhere)
     assert found.local_similarity < found.needed_similarity
     assert "uneven" in found.reasons[0]
+
+
+@pytest.mark.parametrize(("shape", "whole", "cut"), [(SHAPE, 2.0, 1.0), (SHAPE[:2], 1.7, 1.3)])
+def test_where_the_body_is_cut_off_a_field_may_cost_more(shape: tuple[int, ...], whole: float, cut: float) -> None:
+    data, inner = torch.rand(shape) + 1, (slice(2, -2),) * len(shape)
+    framed = torch.zeros(shape)
+    framed[inner] = data[inner]
+    displacement = torch.zeros(len(shape), *shape)
+    displacement[0] = 1.4 * torch.sin(torch.arange(shape[0]) / 2.0).view(-1, *[1] * (len(shape) - 1))
+    everywhere = torch.ones(shape)
+    for fixed, mask, price in ((framed, None, whole), (data, None, cut), (data, everywhere, whole)):
+        found = assess(image(fixed), fixed, displacement, np.eye(4), mask)
+        assert found.needed_similarity == pytest.approx(price * found.sd_log_jacobian**1.5)
 
 
 def test_folds_and_a_runaway_start_are_flagged() -> None:
