@@ -24,12 +24,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 import deqreg
 from deqreg import io, ops
 from deqreg.io import Volume
 from deqreg.report import write_json
+from deqreg.spatial import Grid, resample
 
 HERE = Path(__file__).resolve().parent
 RESULTS, EXAMPLES = HERE / "results" / "verdicts.json", HERE.parent / "examples" / "data"
@@ -96,21 +96,24 @@ def slice_of(axis: int) -> Callable[[Volume], Volume]:
     return change
 
 
+def grid_of(volume: Volume) -> Grid:
+    return Grid(tuple(volume.data.shape), torch.from_numpy(volume.matrix))
+
+
+def on(volume: Volume, grid: Grid) -> Volume:
+    """The image on another grid of its world."""
+    data = resample(volume.data[None, None], grid_of(volume), grid)[0, 0]
+    return replace(volume, data=data, affine=grid.affine.numpy())
+
+
 def box(volume: Volume) -> Volume:
     """80 voxels along each axis, from the middle."""
-    first = [size // 2 - 40 for size in volume.data.shape]
-    affine = volume.affine.copy()
-    affine[:3, 3] += affine[:3, :3] @ first
-    return replace(volume, data=volume.data[tuple(slice(a, a + 80) for a in first)].contiguous(), affine=affine)
+    return on(volume, grid_of(volume).cropped([size // 2 - 40 for size in volume.data.shape], [80, 80, 80]))
 
 
 def finer(volume: Volume) -> Volume:
     """Half the voxel edge."""
-    shape = [2 * size for size in volume.data.shape]
-    data = functional.interpolate(volume.data[None, None], shape, mode="trilinear")[0, 0]
-    affine = volume.affine @ np.diag([0.5, 0.5, 0.5, 1.0])
-    affine[:3, 3] -= volume.affine[:3, :3] @ [0.25, 0.25, 0.25]
-    return replace(volume, data=data, affine=affine)
+    return on(volume, grid_of(volume).resized([2 * size for size in volume.data.shape]))
 
 
 def then(*changes: Callable[[Volume], Volume]) -> Callable[[Volume], Volume]:
@@ -159,6 +162,31 @@ def astray(base: Case, away: tuple[float, float, float] = (60.0, 60.0, 60.0)) ->
         for kind, start in starts.items():
             options = {**base.options, "initial": start}
             yield replace(base, kind=kind, name=f"{base.name}, axis {axis}", truth=WRONG, options=options)
+
+
+def parts(pair: Case) -> Iterator[Case]:
+    """Slices of both heads, by default and symmetric, and boxes, each right and mirrored."""
+    for axis in range(3):
+        for options in ({}, {"symmetric": True}):
+            name = f"{pair.name}, across {AXES[axis]}" + (", symmetric" if options else "")
+            cut = replace(
+                pair, name=name, kind="slices", change=slice_of(axis), change_fixed=slice_of(axis), options=options
+            )
+            yield cut
+            inner = then(box, slice_of(axis))
+            yield replace(cut, kind="slices of boxes", change=inner, change_fixed=inner)
+            # along a slice's own axes, but for the heads' from left to right
+            for own in (0, 1) if axis == 0 else (1,):
+                along = AXES[own + (own >= axis)]
+                wrong = replace(cut, name=f"{name}, {along}", truth=WRONG)
+                yield replace(wrong, kind="slices mirrored", change=then(slice_of(axis), mirrored(own)))
+                fixed, moving = inner, then(inner, mirrored(own))
+                yield replace(wrong, kind="slices of boxes mirrored", change_fixed=fixed, change=moving)
+    boxes = replace(pair, kind="boxes", change=box, change_fixed=box)
+    yield boxes
+    for axis in (1, 2):
+        name, change = f"{pair.name} {AXES[axis]}", then(box, mirrored(axis))
+        yield replace(boxes, kind="boxes mirrored", name=name, truth=WRONG, change=change)
 
 
 def examples() -> Iterator[Case]:
@@ -216,31 +244,6 @@ def learn2reg(path: Path) -> Iterator[Case]:
             yield Case("brains, another scanner", "template on brain", RIGHT, fixed, template)
             yield Case("another organ", "lung on brain", WRONG, fixed, lung)
             yield Case("another organ", "brain on lung", WRONG, lung.with_name("fixed.nii.gz"), fixed)
-
-
-def parts(pair: Case) -> Iterator[Case]:
-    """Slices of both heads, by default and symmetric, and boxes, each right and mirrored."""
-    for axis in range(3):
-        for options in ({}, {"symmetric": True}):
-            name = f"{pair.name}, across {AXES[axis]}" + (", symmetric" if options else "")
-            cut = replace(
-                pair, name=name, kind="slices", change=slice_of(axis), change_fixed=slice_of(axis), options=options
-            )
-            yield cut
-            inner = then(box, slice_of(axis))
-            yield replace(cut, kind="slices of boxes", change=inner, change_fixed=inner)
-            # along a slice's own axes, but for the heads' from left to right
-            for own in (0, 1) if axis == 0 else (1,):
-                along = AXES[own + (own >= axis)]
-                wrong = replace(cut, name=f"{name}, {along}", truth=WRONG)
-                yield replace(wrong, kind="slices mirrored", change=then(slice_of(axis), mirrored(own)))
-                fixed, moving = inner, then(inner, mirrored(own))
-                yield replace(wrong, kind="slices of boxes mirrored", change_fixed=fixed, change=moving)
-    boxes = replace(pair, kind="boxes", change=box, change_fixed=box)
-    yield boxes
-    for axis in (1, 2):
-        name, change = f"{pair.name} {AXES[axis]}", then(box, mirrored(axis))
-        yield replace(boxes, kind="boxes mirrored", name=name, truth=WRONG, change=change)
 
 
 # The work.
