@@ -34,7 +34,8 @@ def level_shapes(grid: Grid, level: Level, preset: Preset) -> tuple[tuple[int, .
         preset: its coarsening.
 
     >>> import torch
-    >>> level_shapes(Grid((64, 64), torch.eye(3, dtype=torch.float64)), Level(2, 10), Preset("plain"))
+    >>> from deqreg.presets import read_preset
+    >>> level_shapes(Grid((64, 64), torch.eye(3, dtype=torch.float64)), Level(2, 10), read_preset("generic"))
     ((32, 32), (16, 16))
     """
     shape = level_shape(grid, min(grid.spacing) * level.factor)

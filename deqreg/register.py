@@ -24,7 +24,7 @@ from deqreg.io.volumes import Source
 from deqreg.learned import Features, solve_learned
 from deqreg.levels import level_shapes, solve_level
 from deqreg.nets import VariationalUpdate
-from deqreg.presets import BRAIN, GENERIC, LUNG, PRESETS, Level, Preset
+from deqreg.presets import PRESETS, Level, Preset, read_preset
 from deqreg.registration import LevelReport, Progress, Registration
 from deqreg.spatial import (
     Grid,
@@ -95,7 +95,7 @@ def register(
     fixed: Source | Tensor,
     moving: Source | Tensor,
     *,
-    preset: str = "auto",
+    preset: str | os.PathLike[str] | Preset = "auto",
     method: str = "variational",
     refine: bool = False,
     symmetric: bool = False,
@@ -123,7 +123,8 @@ def register(
         fixed: the image that stays: a path, a nibabel image, a `deqreg.io.Volume`, or a `[X, Y, Z]` or `[X, Y]`
             tensor of 1 mm voxels.
         moving: the image that is moved.
-        preset: `"auto"` chooses by the images; `"brain"`, `"lung"` or `"generic"`.
+        preset: `"auto"` chooses by the images; `"brain"`, `"lung"` or `"generic"`; a TOML file of one's own, or a
+            `deqreg.presets.Preset`.
         method: `"variational"`, the classical update, or `"equilibrium"`, a learned one, for which there must be
             weights in the preset.
         refine: go on from the learned field with the classical update.
@@ -159,7 +160,8 @@ def register(
     True
     """
     clock, started = _Clock(), time.perf_counter()
-    _check_choices(preset, method, device, contrast, refine, symmetric)
+    asked = preset if isinstance(preset, Preset) or preset == "auto" else read_preset(preset)
+    _check_choices(method, device, contrast, refine, symmetric)
     _check_landmarks(use_landmarks, fixed_landmarks is not None, method, refine, symmetric)
     torch.manual_seed(seed)
     with warnings.catch_warnings(record=True) as caught, _deterministic(deterministic):
@@ -169,7 +171,7 @@ def register(
                 fixed, moving, fixed_mask, moving_mask, fixed_labels, moving_labels, fixed_landmarks, moving_landmarks
             )
             start = _read_initial(initial, pair)
-            chosen = _choose_preset(preset, pair)
+            chosen = asked if isinstance(asked, Preset) else _choose_preset(pair)
             if refine and chosen.refinement is not None:
                 chosen = replace(chosen, levels=chosen.refinement)
             chosen = _fit_budget(chosen, pair, memory_budget, 2 if symmetric else 1)
@@ -254,14 +256,13 @@ def _own(caught: list[warnings.WarningMessage]) -> tuple[str, ...]:
 def _weights(preset: Preset) -> str:
     """The name of the preset's weights."""
     if preset.weights is None:
-        trained = ", ".join(known.name for known in PRESETS.values() if known.weights is not None)
+        trained = ", ".join(name for name in PRESETS if read_preset(name).weights is not None)
         raise ValueError(f"method equilibrium has weights for preset {trained} alone, got preset {preset.name}")
     return preset.weights
 
 
-def _check_choices(preset: str, method: str, device: str, contrast: str, refine: bool, symmetric: bool) -> None:
+def _check_choices(method: str, device: str, contrast: str, refine: bool, symmetric: bool) -> None:
     for name, value, choices in (
-        ("preset", preset, ("auto", *PRESETS)),
         ("method", method, METHODS),
         ("device", device, ("auto", "cpu", "cuda")),
         ("contrast", contrast, CONTRASTS),
@@ -362,18 +363,16 @@ def _read_initial(initial: Any, pair: _Pair) -> str | np.ndarray | DisplacementF
     return found
 
 
-def _choose_preset(name: str, pair: _Pair) -> Preset:
-    """The preset asked for; by default lung for CT with air in it, brain for skull-stripped images, else generic."""
-    if name != "auto":
-        return PRESETS[name]
+def _choose_preset(pair: _Pair) -> Preset:
+    """What the images look like: lung for CT with air in it, brain for skull-stripped heads, else generic."""
     data = pair.fixed.data
     if float(data.min()) < -500 and float(pair.moving.data.min()) < -500:  # Hounsfield units reach into air
-        return LUNG
+        return read_preset("lung")
     background = float((data == data.min()).float().mean())
     # a skull-stripped head leaves most of its box empty, to the exact same value; at larger voxels than these the folds
     # that the preset is made for are not seen, and the generic one is closer (0.64 mm on the known field, 0.76)
     fine = min(_grid(pair.fixed).spacing) < 1.5
-    return BRAIN if data.ndim == 3 and background > 0.35 and fine else GENERIC
+    return read_preset("brain" if data.ndim == 3 and background > 0.35 and fine else "generic")
 
 
 def _fit_budget(preset: Preset, pair: _Pair, budget: int | None, sides: int) -> Preset:
@@ -520,7 +519,7 @@ def _solve_level(
     beside = None
     if features is not None:
         beside = features.on(grid.resized(field_shape))
-    elif preset.self_similarity and level is preset.levels[-1]:
+    elif any(level is fine for fine in preset.levels[::-1][: preset.self_similarity]):
         aligned = resample(pulled.data, pulled.grid, grid, world)
         beside = self_similarity(seen, field_shape), self_similarity(aligned, field_shape)
     landmarks = None

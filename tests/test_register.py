@@ -204,7 +204,7 @@ def test_progress_reports_every_level() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"preset": "liver"}, "preset must be one of auto, brain, lung, generic, got 'liver'"),
+        ({"preset": "liver"}, "preset must be one of auto, brain, lung, generic, or a TOML file, got 'liver'"),
         ({"method": "magic"}, "method must be one of variational, equilibrium, got 'magic'"),
         ({"method": "equilibrium"}, "method equilibrium has weights for preset brain alone, got preset generic"),
         ({"refine": True}, "refine goes on from the learned field: it needs method equilibrium, got variational"),

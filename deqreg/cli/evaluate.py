@@ -42,7 +42,7 @@ def add(commands: Any) -> None:
                         help="registration_val or training_paired_images (default: validation)")  # fmt: skip
     parser.add_argument("--limit", metavar="N", type=int, help="the first N pairs alone")
     parser.add_argument("--method", default="variational", help="kind of update, as in deqreg register")
-    parser.add_argument("--preset", default="auto", help="settings for a kind of image (default: auto)")
+    parser.add_argument("--preset", default="auto", metavar="NAME|FILE", help="as of deqreg register (default: auto)")
     parser.add_argument("--initial", default="auto", metavar="auto|identity", help="affine start (default: auto)")
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="where to compute")
     parser.set_defaults(run=run)

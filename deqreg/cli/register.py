@@ -50,7 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("fixed", metavar="FIXED", help="image that stays, NIfTI")
     parser.add_argument("moving", metavar="MOVING", help="image that is warped, NIfTI")
     parser.add_argument("-o", "--output", metavar="OUT", required=True, type=Path, help="folder for the results")
-    parser.add_argument("--preset", default="auto", help="settings for a kind of image (default: auto)")
+    parser.add_argument(
+        "--preset",
+        default="auto",
+        metavar="NAME|FILE",
+        help="settings for a kind of image: brain, lung, generic; auto, which looks at the images; or a TOML file of "
+        "what differs from one of them (default: auto)",
+    )
     parser.add_argument(
         "--method",
         default="variational",

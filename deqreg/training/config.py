@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-import types
-import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from deqreg.configuration import Choices, build
 from deqreg.data import Augmentation
 from deqreg.data.cache import STORAGE
 from deqreg.equilibrium import Adjoint, Anderson, Implicit, Phantom, Picard, Solver, Unrolled
 
 # `kind: NAME` in the file -> the class, for each place where there is a choice
-_CHOICES: dict[Any, dict[str, type]] = {
+CHOICES: Choices = {
     Solver: {"anderson": Anderson, "picard": Picard},
     Adjoint: {"implicit": Implicit, "phantom": Phantom, "unrolled": Unrolled},
 }
@@ -267,65 +265,7 @@ def read_config(path: str | os.PathLike[str], changes: Sequence[str] = ()) -> Co
         if not equals:
             raise ValueError(f"a change must be NAME=VALUE, such as data.dataset=FOLDER, got {change!r}")
         _put(content, name.split("."), _parse(value, f"the change {change}"), change)
-    return build(Config, content)
-
-
-def build(cls: Any, content: Any, name: str = "") -> Any:
-    """An object of a dataclass from plain values.
-
-    Args:
-        cls: the dataclass.
-        content: a mapping of its fields' names to plain values.
-        name: where this is in the tree, for messages.
-
-    Raises:
-        ValueError: a name that is not known, one that is missing, a value that is not what it must be.
-
-    Example:
-        >>> build(Loss, {"smoothness": 2}).smoothness
-        2.0
-    """
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{name or 'the configuration'} must be a mapping of names to values, got {content!r:.60}")
-    hints = typing.get_type_hints(cls)
-    known = [entry.name for entry in fields(cls)]
-    for key in content:
-        check_known(str(key), known, name)
-    for entry in fields(cls):
-        if entry.name not in content and entry.default is MISSING and entry.default_factory is MISSING:
-            raise ValueError(f"{_join(name, entry.name)} must be given")
-    values = {key: _convert(hints[key], value, _join(name, key)) for key, value in content.items()}
-    try:
-        return cls(**values)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}" if name else str(error)) from error
-
-
-def plain(value: Any) -> Any:
-    """A configuration as the plain values that `build` makes it of again.
-
-    >>> plain(Anderson(memory=3))["kind"]
-    'anderson'
-    """
-    if is_dataclass(value):
-        kinds = [kind for choice in _CHOICES.values() for kind, cls in choice.items() if cls is type(value)]
-        found = {entry.name: plain(getattr(value, entry.name)) for entry in fields(value)}
-        return {"kind": kinds[0], **found} if kinds else found
-    if isinstance(value, Mapping):
-        return {str(key): plain(part) for key, part in value.items()}
-    return [plain(part) for part in value] if isinstance(value, tuple | list) else value
-
-
-def check_known(key: str, known: Sequence[str], name: str = "") -> None:
-    """Raise where a name is not known, with the one that is nearest.
-
-    >>> check_known("steps", ["steps", "batch"])
-    """
-    if key in known:
-        return
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-    raise ValueError(f"{_join(name, key)} is not known: {hint}")
+    return build(Config, content, CHOICES)
 
 
 def _parse(text: str, name: str) -> Any:
@@ -352,36 +292,3 @@ def _put(content: dict[str, Any], keys: Sequence[str], value: Any, change: str) 
         if not isinstance(content, dict):
             raise ValueError(f"the change {change} goes below {key}, which is the value {content!r:.60}")
     content[keys[-1]] = value
-
-
-def _join(name: str, key: str) -> str:
-    return f"{name}.{key}" if name else key
-
-
-def _convert(hint: Any, value: Any, name: str) -> Any:
-    """A plain value as what the annotation asks for."""
-    if hint in _CHOICES:
-        return _choose(_CHOICES[hint], value, name)
-    if is_dataclass(hint):
-        return build(hint, {} if value is None else value, name)
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        return None if value is None else _convert(next(a for a in arguments if a is not type(None)), value, name)
-    if origin is tuple and isinstance(value, list | tuple):
-        return tuple(_convert(arguments[0], part, f"{name}[{i}]") for i, part in enumerate(value))
-    if origin is not None and issubclass(origin, Mapping) and isinstance(value, Mapping | None):
-        return {str(key): part for key, part in (value or {}).items()}
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if (hint is float and number) or (hint is int and number and value == int(value)):
-        return hint(value)
-    if hint in (str, bool) and isinstance(value, hint):
-        return value
-    kind = {float: "a number", int: "a whole number", str: "a text", bool: "true or false"}.get(hint)
-    raise ValueError(f"{name} must be {kind or ('a list' if origin is tuple else 'a mapping')}, got {value!r:.60}")
-
-
-def _choose(choice: Mapping[str, type], value: Any, name: str) -> Any:
-    if not isinstance(value, Mapping) or value.get("kind") not in choice:
-        got = value.get("kind") if isinstance(value, Mapping) else value
-        raise ValueError(f"{name}.kind must be one of {', '.join(choice)}, got {got!r:.60}")
-    return build(choice[value["kind"]], {key: part for key, part in value.items() if key != "kind"}, name)

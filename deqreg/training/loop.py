@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from deqreg.configuration import check_known, plain
 from deqreg.data import Pairs, load_cases, read_dataset
 from deqreg.data.pairs import all_pairs
 from deqreg.equilibrium import Solution
 from deqreg.training.checkpoint import BEST, CHECKPOINT, load_checkpoint, load_weights, save_checkpoint
-from deqreg.training.config import Config, Optimiser, check_known, plain
+from deqreg.training.config import CHOICES, Config, Optimiser
 from deqreg.training.log import LOG, JsonLines, Record, TensorBoard
 from deqreg.training.objective import Objective
 from deqreg.training.processes import Processes, processes
@@ -268,7 +269,7 @@ class Trainer:
 
     def _net_config(self) -> Any:
         net: Any = self.net
-        return plain(net.config())
+        return plain(net.config(), CHOICES)
 
     def checkpoint(self) -> None:
         """Write everything that changes."""
@@ -279,7 +280,7 @@ class Trainer:
         if not self.here.first:
             return
         content = {
-            "config": plain(self.config),
+            "config": plain(self.config, CHOICES),
             "net": self._net_config(),
             "processes": self.here.count,
             "step": self.step,
@@ -312,7 +313,7 @@ class Trainer:
             torch.cuda.set_rng_state(numbers["cuda"], self.here.device)
 
     def _check_same(self, content: dict[str, Any]) -> None:
-        then, now = content["config"], plain(self.config)
+        then, now = content["config"], plain(self.config, CHOICES)
         differing = [name for name in now if name not in _FREE and then.get(name) != now[name]]
         if differing:
             raise ValueError(

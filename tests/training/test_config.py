@@ -2,9 +2,10 @@
 
 import pytest
 
+from deqreg.configuration import build, plain
 from deqreg.equilibrium import Anderson, Implicit, Picard
 from deqreg.training import read_config
-from deqreg.training.config import Config, Data, build, plain
+from deqreg.training.config import CHOICES, Config, Data
 
 pytest.importorskip("yaml")
 
@@ -44,7 +45,7 @@ optimiser: {betas: [0.8, 0.9], rate: 1e-3}
     assert config.augmentation.flip == (0, 2)
     assert (config.optimiser.betas, config.optimiser.rate) == ((0.8, 0.9), 1e-3)
     assert (config.data.spacing, config.steps) == (2.0, 7)
-    assert build(Config, plain(config)) == config
+    assert build(Config, plain(config, CHOICES), CHOICES) == config
 
 
 @pytest.mark.parametrize(
