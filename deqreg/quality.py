@@ -18,9 +18,12 @@ _NOISE = 1e-4
 # Wrong pairs buy their likeness with an uneven field: likeness / unevenness^1.5 is lower. Of the powers 1, 1.5 and 2
 # this one parts them best (docs/quality.md).
 _POWER = 1.5
+# Edge of the similarity's window. As many voxels in 2-D as in 3-D, about: the fewer there are, the more likeness a
+# wrong pair can buy.
+_WINDOWS = {3: 9, 2: 27}
 # What parts right from wrong, by the number of axes and whether the body is cut off. Part of a slice has no partner in
 # the other, nor has what enters and leaves a box: right pairs pay more. Wrong ones of boxes do far more so.
-_PRICES = {(3, False): 2.0, (2, False): 1.7, (3, True): 1.0, (2, True): 1.3}
+_PRICES = {(3, False): 2.0, (2, False): 1.5, (3, True): 1.0, (2, True): 1.05}
 # Of whole heads nothing shows on the faces of the image, of lungs and of boxes three quarters and more.
 _CUT = 0.5
 # Between what images hold in common by chance (noise, other organs: at most 0.22) and the least of a right pair, 0.38.
@@ -38,7 +41,8 @@ class Quality:
     Attributes:
         verdict: `"plausible"`, or `"failed"` where there is a reason.
         reasons: a sentence for each thing that is wrong.
-        local_similarity: mean squared local correlation of fixed and warped where either shows something, 0 to 1.
+        local_similarity: mean squared local correlation of fixed and warped where either shows something, 0 to 1; in
+            windows of 9 voxels, of 27 in 2-D.
         needed_similarity: the least that makes a field as uneven as this one believable.
         folding_percent: of the voxels, in the mask where there is one.
         sd_log_jacobian: spread of the logarithm of the local volume change, there.
@@ -65,8 +69,8 @@ def assess(
 
     Failed is what leaves the images unlike, `s < 0.25`; what buys its likeness with an uneven field,
     `s < p sd(log J)^1.5`; what folds in more than 0.1 % of the voxels; and what an affine start made six times as
-    large or as small. The price `p` is 2, in 2-D 1.7; where, without a mask, more than half of the fixed image's faces
-    show something, so that the body goes on beyond them, it is 1, in 2-D 1.3. It can't tell a head from its mirror
+    large or as small. The price `p` is 2, in 2-D 1.5; where, without a mask, more than half of the fixed image's faces
+    show something, so that the body goes on beyond them, it is 1, in 2-D 1.05. It can't tell a head from its mirror
     image: the two sides differ less than two people do.
 
     Args:
@@ -135,4 +139,5 @@ def _share_of_faces(shown: Tensor) -> float:
 def _local_similarity(f: Tensor, w: Tensor, mask: Tensor | None) -> float:
     """Mean squared local correlation over the mask, or over what is brighter than background in either image."""
     look = (f > _BACKGROUND) | (w > _BACKGROUND) if mask is None else mask > 0
-    return float(ops.lncc(f[None, None], w[None, None], mask=look[None, None], epsilon=_NOISE))
+    images = f[None, None], w[None, None]
+    return float(ops.lncc(*images, window=_WINDOWS[f.ndim], mask=look[None, None], epsilon=_NOISE))
