@@ -137,6 +137,7 @@ METHODS = [
     Method("convexAdam", "convexadam", CONVEX),
     Method("convexAdam, spacing 4", "convexadam", CONVEX | {"grid_sp": 4}, on=SMALL),
     Method("convexAdam, weight 0.6", "convexadam", CONVEX | {"lambda_weight": 0.6}, on=SMALL),
+    Method("convexAdam, weight 0.3", "convexadam", CONVEX | {"lambda_weight": 0.3}, on=SMALL),
     Method("FireANTs", "fireants", FIREANTS),
     Method("FireANTs, smooth", "fireants", FIREANTS | {"smooth_grad_sigma": 3.0}, on=SMALL),
     Method("dipy SyN CC", "dipy", {"level_iters": [100, 70, 20]}, masks="none"),
@@ -147,7 +148,8 @@ METHODS = [
 # On the lung also with images whose outside is made flat, as deqreg makes it, instead of masks of the tool's own.
 FLAT = (
     "greedy", "greedy, 3 and 1 voxels", "ANTs SyN", "ANTs SyN, full resolution", "elastix", "convexAdam",
-    "convexAdam, weight 0.6", "FireANTs", "FireANTs, smooth", "dipy SyN CC", "dipy SyN CC, radius 2",
+    "convexAdam, weight 0.6", "convexAdam, weight 0.3", "FireANTs", "FireANTs, smooth", "dipy SyN CC",
+    "dipy SyN CC, radius 2",
 )  # fmt: skip
 METHODS += [
     replace(method, name=f"{method.name}, flat outside", on=("lung",), masks="images")
