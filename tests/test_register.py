@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -12,6 +13,7 @@ from torch.nn import functional
 
 import deqreg
 from deqreg import io, metrics, ops
+from deqreg.presets import read_preset
 from deqreg.spatial import self_similarity
 from tests.nets.test_variational import bump, texture
 from tests.spatial.test_affine import blobs, known
@@ -157,9 +159,9 @@ def test_landmarks_need_what_they_pull(options: dict) -> None:
         deqreg.register(image, image, use_landmarks=True, **points, **options)
 
 
-@pytest.mark.parametrize("shape", [(48, 44), (32, 30, 36)])
-def test_the_lung_preset_is_guided_by_structure_on_the_finest_level(
-    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("shape", "count"), [((48, 44), 1), ((32, 30, 36), 1), ((48, 44), 2), ((48, 44), 9)])
+def test_the_lung_preset_is_guided_by_structure_on_the_finest_levels(
+    shape: tuple[int, ...], count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fixed, moving, truth = pair(*shape)
     described = []
@@ -170,8 +172,10 @@ def test_the_lung_preset_is_guided_by_structure_on_the_finest_level(
 
     # deqreg.register, by name, is the function
     monkeypatch.setattr(sys.modules["deqreg.register"], "self_similarity", describe)
-    found = deqreg.register(fixed, moving, preset="lung", initial="identity")
-    assert described == [found.levels[-1].shape] * 2
+    lung = read_preset("lung")
+    assert lung.self_similarity == 1
+    found = deqreg.register(fixed, moving, preset=replace(lung, self_similarity=count), initial="identity")
+    assert described == [level.shape for level in found.levels[-count:] for _ in range(2)]
     inside = (truth.norm(dim=0) > 0.5).float()
     before = metrics.endpoint_error(torch.zeros_like(truth), truth, inside)["mean"]
     assert metrics.endpoint_error(found.displacement, truth, inside)["mean"] < 0.4 * before

@@ -1,4 +1,4 @@
-"""What `deqreg register` does to a kind of image: each a small file, with a reason beside every number."""
+"""What `deqreg register` does to a kind of image: each a small file that gives the reasons for its numbers."""
 
 from __future__ import annotations
 
