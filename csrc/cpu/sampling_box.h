@@ -18,6 +18,8 @@ constexpr std::int32_t box_size[3] = {8, 16, 64};  // the last at most tile_voxe
 constexpr std::int32_t box_voxels = box_size[0] * box_size[1] * box_size[2];
 // Quads that a box may reach for each of its voxels. Beyond, cells are scattered and fetched from the image itself.
 constexpr std::int32_t reach_factor = 8;
+// Rows of an image that are asked for ahead: they are short, and the processor does not see them coming.
+constexpr std::int32_t rows_ahead = 6;
 // Rows of voxels and of quads are whole vectors of any instruction set.
 constexpr std::int32_t row_multiple = 16;
 
@@ -117,6 +119,17 @@ struct BoxedSampling {
     }
     run.count = box.extent[2];
     return run;
+  }
+
+  /// Voxels from the start of a channel to where a row of a reach begins.
+  std::int64_t reached_row(const Reach& reach, std::int32_t plane, std::int32_t row) const {
+    return ((std::int64_t{reach.low[0]} + plane) * image_size[1] + reach.low[1] + row) * image_size[2] + reach.low[2];
+  }
+
+  /// The same for the row that is wanted `rows_ahead` rows later; past the reach after its last ones.
+  std::int64_t reached_row_ahead(const Reach& reach, std::int32_t plane, std::int32_t row) const {
+    const std::int32_t later = row + rows_ahead;
+    return later < reach.rows ? reached_row(reach, plane, later) : reached_row(reach, plane + 1, later - reach.rows);
   }
 
   /// Packed voxels of the largest reach that is packed.
@@ -238,10 +251,10 @@ inline void pack_quads(const BoxedSampling<D, T>& boxed, const Reach& reach, con
   const T* const end = image + boxed.image_voxels;
   for (std::int32_t z = 0; z < reach.planes; ++z)
     for (std::int32_t y = 0; y < reach.rows; ++y) {
-      const T* from =
-          image + ((reach.low[0] + z) * std::int64_t{boxed.image_size[1]} + reach.low[1] + y) * width + reach.low[2];
+      const T* from = image + boxed.reached_row(reach, z, y);
+      const T* later = image + boxed.reached_row_ahead(reach, z, y);
       T* to = quads + (std::int64_t{z} * reach.rows + y) * reach.row * 4;
-      for (std::int32_t x = 0; x < reach.width; x += cache_line) __builtin_prefetch(from + 3 * width + x);
+      for (std::int32_t x = 0; x < reach.width; x += cache_line) __builtin_prefetch(later + x);
       std::int32_t x = 0;
       if constexpr (lanes >= 4) {
         const auto load = [](const T* at) { return *reinterpret_cast<const typename V::Loose*>(at); };

@@ -120,11 +120,13 @@ void splat_nearest(const Splat& op, const Executor& executor) {
 /// Calls visit(row of the image, z, y) for the rows that a reach covers and a thread owns; `image` is a channel.
 template <int D, class T, class Visit>
 void for_owned_rows(const BoxedSampling<D, T>& boxed, const Reach& reach, Share share, T* image, const Visit& visit) {
+  constexpr std::int32_t cache_line = 64 / sizeof(T);
   for (std::int32_t z = 0; z < reach.planes; ++z)
     for (std::int32_t y = 0; y < reach.rows; ++y) {
-      const std::int32_t plane = reach.low[0] + z, row = reach.low[1] + y;
-      if (!share.holds(D == 3 ? plane : row)) continue;
-      visit(image + (std::int64_t{plane} * boxed.image_size[1] + row) * boxed.image_size[2] + reach.low[2], z, y);
+      if (!share.holds(D == 3 ? reach.low[0] + z : reach.low[1] + y)) continue;
+      const T* later = image + boxed.reached_row_ahead(reach, z, y);
+      for (std::int32_t x = 0; x < reach.width; x += cache_line) __builtin_prefetch(later + x, 1);
+      visit(image + boxed.reached_row(reach, z, y), z, y);
     }
 }
 
@@ -141,9 +143,13 @@ class QuadSums {
 
   void clear(const Reach& reach) { std::memset(quads_.data(), 0, 4 * reach.voxels() * sizeof(T)); }
 
-  /// `plane` elements lie between a cell's lower quad and its upper one; both are the same where it is 0.
-  void add(const LinearTile<3, T, std::int32_t>& tile, std::int32_t count, const T* values, std::int64_t plane) {
+  /// `plane` elements lie between a cell's lower quad and its upper one; both are the same where it is 0. `ahead`
+  /// values further lies what is wanted next.
+  void add(const LinearTile<3, T, std::int32_t>& tile, std::int32_t count, const T* values, std::int64_t ahead,
+           std::int64_t plane) {
     using Q = typename Vector<T, 4>::Loose;
+    constexpr std::int32_t cache_line = 64 / sizeof(T);
+    for (std::int32_t j = 0; j < count; j += cache_line) __builtin_prefetch(values + ahead + j, 0, 2);
     alignas(64) T weighted[4 * box_size[2]];
     weigh(tile, count, values, weighted);
     for (std::int32_t j = 0; j < count; ++j) {
@@ -292,6 +298,7 @@ void splat_boxes(const Splat& op, const Executor& executor) {
   if (first == op.channels) return;
   const BoxedSampling<D, T> boxed(op);
   const auto reaches = find_reaches<padding>(boxed, executor);
+  const std::int64_t ahead = 4 * op.out_grid.size[D - 1];
   for_shares<T>(op, first, op.channels, executor, [&](Share share) {
     QuadSums<D, T> sums(boxed);
     LinearTile<3, T, std::int32_t> tile;
@@ -304,7 +311,7 @@ void splat_boxes(const Splat& op, const Executor& executor) {
         sums.clear(reach);
         for (std::int32_t r = 0; r < box.rows(); ++r) {
           fill_cells<padding>(boxed, box, positions, reach, r, tile);
-          sums.add(tile, box.extent[2], values + boxed.offset(box, r), plane);
+          sums.add(tile, box.extent[2], values + boxed.offset(box, r), ahead, plane);
         }
         sums.unpack(boxed, reach, share, static_cast<T*>(op.image) + c * boxed.image_voxels);
       }
