@@ -316,16 +316,19 @@ def _read(
     fixed: Any, moving: Any, fixed_mask: Any, moving_mask: Any, fixed_labels: Any, moving_labels: Any,
     fixed_landmarks: Landmarks | None, moving_landmarks: Landmarks | None,
 ) -> _Pair:  # fmt: skip
-    with ThreadPoolExecutor(2) as pool:  # unpacking runs outside of Python
-        images = (
-            (_as_source(fixed, "fixed image"), _as_source(moving, "moving image")),
-            ("fixed image", "moving image"),
-        )
-        f, m = pool.map(io.read_image, *images)
-
     def beside(reader: Callable[..., Volume], source: Any, image: Volume, role: str) -> Volume | None:
         return None if source is None else reader(_as_source(source, role), image, role)
 
+    with ThreadPoolExecutor(2) as pool:  # unpacking runs outside of Python
+        images = (_as_source(fixed, "fixed image"), _as_source(moving, "moving image"))
+        f, m = pool.map(io.read_image, images, ("fixed image", "moving image"))
+        masks_and_labels = pool.map(
+            beside,
+            (io.read_mask, io.read_mask, io.read_labels, io.read_labels),
+            (fixed_mask, moving_mask, fixed_labels, moving_labels),
+            (f, m, f, m),
+            ("fixed mask", "moving mask", "fixed labels", "moving labels"),
+        )
     if (fixed_landmarks is None) != (moving_landmarks is None):
         raise ValueError("landmarks must be given for both images, got one file")
     points: tuple[Tensor | None, Tensor | None] = (None, None)
@@ -335,15 +338,7 @@ def _read(
         points = (fixed_landmarks, moving_landmarks)
     elif fixed_landmarks is not None and moving_landmarks is not None:
         points = io.read_landmark_pair(fixed_landmarks, moving_landmarks, f, m)  # type: ignore[arg-type]
-    return _Pair(
-        f,
-        m,
-        beside(io.read_mask, fixed_mask, f, "fixed mask"),
-        beside(io.read_mask, moving_mask, m, "moving mask"),
-        beside(io.read_labels, fixed_labels, f, "fixed labels"),
-        beside(io.read_labels, moving_labels, m, "moving labels"),
-        *points,
-    )
+    return _Pair(f, m, *masks_and_labels, *points)
 
 
 def _read_initial(initial: Any, pair: _Pair) -> str | np.ndarray | DisplacementField:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from deqreg.cli import apply, demo, evaluate, export, info, invert, points, register, train
 from deqreg.cli.parser import Parser, ShowVersion
 
+_NEW_OBJECTS = 100_000  # between Python's collections
 _BAD_INPUT, _INTERRUPTED = 2, 130  # 130 is what shells give for a command that Ctrl-C ended
 
 
@@ -51,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command() -> int:
     """Run the command line as a process of its own; returns the exit code."""
+    # The default of 700 looks through what torch's import builds and keeps time and again, for a fifth of a second.
+    gc.set_threshold(_NEW_OBJECTS)
     code = main()
     # The interpreter's last collections would walk all of torch: a third of a second for memory that is gone anyway.
     gc.freeze()
