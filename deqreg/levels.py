@@ -43,6 +43,17 @@ def level_shapes(grid: Grid, level: Level, preset: Preset) -> tuple[tuple[int, .
     return shape, level_shape(coarse, min(coarse.spacing) * preset.coarsening)
 
 
+def compares_structure(level: Level, preset: Preset) -> bool:
+    """Whether self-similarity descriptors pull on a level: they do on so many of the finest.
+
+    >>> from deqreg.presets import read_preset
+    >>> lung = read_preset("lung")
+    >>> [compares_structure(level, lung) for level in lung.levels]
+    [False, False, False, True]
+    """
+    return any(level is fine for fine in preset.levels[::-1][: preset.self_similarity])
+
+
 def solve_level(
     update: Update,
     start: Tensor,

@@ -22,7 +22,7 @@ from deqreg import io, ops
 from deqreg.io import DisplacementField, Volume
 from deqreg.io.volumes import Source
 from deqreg.learned import Features, solve_learned
-from deqreg.levels import level_shapes, solve_level
+from deqreg.levels import compares_structure, level_shapes, solve_level
 from deqreg.nets import VariationalUpdate
 from deqreg.presets import PRESETS, Level, Preset, read_preset
 from deqreg.registration import LevelReport, Progress, Registration
@@ -132,7 +132,9 @@ def register(
             long.
         contrast: `"same"` compares the images as they are; `"other"`, for T1 with T2 or FLAIR, first gives moving the
             contrast of fixed; `"auto"` does so where bright in one image is dark in the other.
-        fixed_mask, moving_mask: where to look, on the grid of their image; above zero is inside.
+        fixed_mask, moving_mask: where to look, on the grid of their image; above zero is inside. With one of the
+            two, what lies outside of it has no part in the similarity. With both, what lies outside of either is made
+            flat, so that their rims, those of lungs for instance, are brought together.
         fixed_labels, moving_labels: segmentations. Moving labels are warped along; both give Dice. Not used to
             register.
         fixed_landmarks, moving_landmarks: CSV files or `[P, d]` tensors, RAS millimetres, for the error. Not used to
@@ -141,7 +143,8 @@ def register(
         initial: `"auto"` aligns affinely first; `"identity"` starts from the images as they lie in the world; or an ITK
             transform's path, or a `[d + 1, d + 1]` matrix from fixed to moving points, RAS millimetres.
         device: `"auto"`, `"cpu"` or `"cuda"`.
-        memory_budget: bytes. The finest level is left out where it would not fit.
+        memory_budget: bytes that a level of the classical update may take; finer ones are left out. Reading, the
+            learned level and resampling are not bounded by it.
         seed: of torch's random numbers.
         deterministic: ask torch for deterministic algorithms. On the CPU results are the same bits either way.
         progress: called along the way.
@@ -162,10 +165,16 @@ def register(
     clock, started = _Clock(), time.perf_counter()
     asked = preset if isinstance(preset, Preset) or preset == "auto" else read_preset(preset)
     _check_choices(method, device, contrast, refine, symmetric)
+    _check_masks(symmetric, fixed_mask is not None, moving_mask is not None)
     _check_landmarks(use_landmarks, fixed_landmarks is not None, method, refine, symmetric)
-    torch.manual_seed(seed)
-    with warnings.catch_warnings(record=True) as caught, _deterministic(deterministic):
+    # the caller's random numbers go on as they were
+    with (
+        warnings.catch_warnings(record=True) as caught,
+        _deterministic(deterministic),
+        torch.random.fork_rng(devices=[]),
+    ):
         warnings.simplefilter("always")
+        torch.default_generator.manual_seed(seed)
         with clock.stage("read"):
             pair = _read(
                 fixed, moving, fixed_mask, moving_mask, fixed_labels, moving_labels, fixed_landmarks, moving_landmarks
@@ -174,10 +183,15 @@ def register(
             chosen = asked if isinstance(asked, Preset) else _choose_preset(pair)
             if refine and chosen.refinement is not None:
                 chosen = replace(chosen, levels=chosen.refinement)
-            chosen = _fit_budget(chosen, pair, memory_budget, 2 if symmetric else 1)
+            if method == "variational" or refine:
+                chosen = _fit_budget(chosen, pair, memory_budget, 2 if symmetric else 1)
             weights = _weights(chosen) if method == "equilibrium" else None
             where = _device(device)
-            images = _scaled(pair.fixed, pair.fixed_mask, where), _scaled(pair.moving, pair.moving_mask, where)
+            both = pair.fixed_mask is not None and pair.moving_mask is not None
+            images = (
+                _scaled(pair.fixed, pair.fixed_mask, where, flat=both),
+                _scaled(pair.moving, pair.moving_mask, where, flat=both),
+            )
         with clock.stage("affine"):
             world, displacement = _initial(images, start, chosen, symmetric, progress)
             if contrast == "auto":
@@ -279,6 +293,12 @@ def _check_choices(method: str, device: str, contrast: str, refine: bool, symmet
         raise ValueError("device cuda was asked for, but torch sees no GPU here; use --device cpu, or auto")
 
 
+def _check_masks(symmetric: bool, fixed: bool, moving: bool) -> None:
+    if symmetric and fixed != moving:
+        one = "fixed" if fixed else "moving"
+        raise ValueError(f"symmetric needs masks of both images or of none, got that of {one} alone")
+
+
 def _check_landmarks(wanted: bool, given: bool, method: str, refine: bool, symmetric: bool) -> None:
     if wanted and not given:
         raise ValueError("use_landmarks needs landmarks of both images, got none")
@@ -322,13 +342,14 @@ def _read(
     with ThreadPoolExecutor(2) as pool:  # unpacking runs outside of Python
         images = (_as_source(fixed, "fixed image"), _as_source(moving, "moving image"))
         f, m = pool.map(io.read_image, images, ("fixed image", "moving image"))
-        masks_and_labels = pool.map(
+        beside_them = pool.map(
             beside,
             (io.read_mask, io.read_mask, io.read_labels, io.read_labels),
             (fixed_mask, moving_mask, fixed_labels, moving_labels),
             (f, m, f, m),
             ("fixed mask", "moving mask", "fixed labels", "moving labels"),
         )
+        fixed_inside, moving_inside, fixed_parts, moving_parts = beside_them
     if (fixed_landmarks is None) != (moving_landmarks is None):
         raise ValueError("landmarks must be given for both images, got one file")
     points: tuple[Tensor | None, Tensor | None] = (None, None)
@@ -338,7 +359,7 @@ def _read(
         points = (fixed_landmarks, moving_landmarks)
     elif fixed_landmarks is not None and moving_landmarks is not None:
         points = io.read_landmark_pair(fixed_landmarks, moving_landmarks, f, m)  # type: ignore[arg-type]
-    return _Pair(f, m, *masks_and_labels, *points)
+    return _Pair(f, m, fixed_inside, moving_inside, fixed_parts, moving_parts, *points)
 
 
 def _read_initial(initial: Any, pair: _Pair) -> str | np.ndarray | DisplacementField:
@@ -400,11 +421,11 @@ def _grid(volume: Volume) -> Grid:
     return Grid(tuple(volume.data.shape), torch.from_numpy(np.ascontiguousarray(volume.matrix)))
 
 
-def _scaled(volume: Volume, mask: Volume | None, device: torch.device) -> Image:
-    """The image with its intensities in [0, 1], outliers clipped, and what lies outside of its mask made flat."""
+def _scaled(volume: Volume, mask: Volume | None, device: torch.device, *, flat: bool) -> Image:
+    """The image with its intensities in [0, 1], outliers clipped, and flat outside of its mask where that is wanted."""
     data = volume.data.to(device)
     inside = None if mask is None else mask.data.to(device)
-    scaled = scale_intensities(data, inside)
+    scaled = scale_intensities(data, inside, flat=flat)
     region = None if inside is None else inside[None, None]
     return Image(scaled[None, None], _grid(volume), region)
 
@@ -514,7 +535,7 @@ def _solve_level(
     beside = None
     if features is not None:
         beside = features.on(grid.resized(field_shape))
-    elif any(level is fine for fine in preset.levels[::-1][: preset.self_similarity]):
+    elif compares_structure(level, preset):
         aligned = resample(pulled.data, pulled.grid, grid, world)
         beside = self_similarity(seen, field_shape), self_similarity(aligned, field_shape)
     landmarks = None
@@ -528,10 +549,30 @@ def _solve_level(
         field=field_shape,
         spacing=grid.spacing,
         affine=grid.map_to(pulled.grid, world),
+        mask=_only_mask(images, world, displacement, grid),
         features=beside,
         landmarks=landmarks,
     )
     return solve_level(update, resize_displacement(displacement, field_shape), level, preset, grid, label, progress)
+
+
+def _only_mask(images: tuple[Image, Image], world: Tensor, displacement: Tensor, grid: Grid) -> Tensor | None:
+    """Where the similarity counts, `[1, 1, *grid.shape]`, if one image alone has a mask.
+
+    That of moving lies where the field has brought it so far: the update's equilibrium is of one function.
+    """
+    fixed, moving = (image.mask for image in images)
+    if (fixed is None) == (moving is None):
+        return None
+    if fixed is not None:
+        return (resize(fixed, grid.shape) > 0.5).to(fixed)
+    assert moving is not None
+    u = resize_displacement(displacement, grid.shape)
+    affine = grid.map_to(images[1].grid, world).to(u)[None]
+    covered = ops.warp(moving, u, affine=affine, interpolation="nearest", padding="zeros")
+    if not bool(covered.any()):
+        raise ValueError("the moving mask must cover a part of the fixed image after the alignment, got none")
+    return covered
 
 
 def _resample(
@@ -550,7 +591,8 @@ def _resample(
     }
     for key, field_ in (("similarity_before", still), ("similarity_after", u)):
         warped = ops.warp(images[1].data, field_, affine=mapping)
-        outputs[key] = float(preset.method.similarity.value_and_gradient(images[0].data, warped, None)[0][0])
+        mask = _only_mask(images, world, field_, fixed)
+        outputs[key] = float(preset.method.similarity.value_and_gradient(images[0].data, warped, mask)[0][0])
     if pair.moving_labels is not None:
         labels = pair.moving_labels.data.to(u.device)[None, None]
         outputs["warped_labels"] = pull(labels, u, mapping, "nearest")[0, 0].cpu()

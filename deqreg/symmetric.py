@@ -12,11 +12,19 @@ from torch import Tensor
 
 from deqreg import ops
 from deqreg.learned import Features
-from deqreg.levels import level_shapes, solve_level
+from deqreg.levels import compares_structure, level_shapes, solve_level
 from deqreg.nets import SymmetricUpdate
 from deqreg.presets import Preset
 from deqreg.registration import LevelReport, Progress
-from deqreg.spatial import Grid, Image, invert, resample_displacement, resize_displacement
+from deqreg.spatial import (
+    Grid,
+    Image,
+    invert,
+    resample,
+    resample_displacement,
+    resize_displacement,
+    self_similarity,
+)
 
 # Denman and Beavers' iteration squares its error: a matrix that has a root has it to rounding long before.
 _ROOT_STEPS = 30
@@ -72,6 +80,12 @@ def solve_symmetric(
         shape, field = level_shapes(grid, level, preset)
         at = grid.resized(shape)
         seen = [image.at(min(grid.spacing) * level.factor) for image in images]
+        beside = None
+        if features is not None:
+            beside = features.on(at.resized(field), back)
+        elif compares_structure(level, preset):
+            met = [resample(image.data, image.grid, at, way) for image, way in zip(seen, (back, half), strict=True)]
+            beside = self_similarity(met[0], field), self_similarity(met[1], field)
         update = SymmetricUpdate(
             seen[0].data,
             seen[1].data,
@@ -80,7 +94,7 @@ def solve_symmetric(
             field=field,
             spacing=at.spacing,
             affines=(at.map_to(seen[0].grid, back), at.map_to(seen[1].grid, half)),
-            features=None if features is None else features.on(at.resized(field), back),
+            features=beside,
         )
         state = torch.cat([resize_displacement(u, field) for u in state.split(dims, dim=1)], dim=1)
         label = f"level {number}/{len(preset.levels)}"

@@ -118,6 +118,33 @@ def test_memory_budget_leaves_out_the_finest_level() -> None:
         deqreg.register(fixed, moving, memory_budget=1000)
 
 
+@pytest.mark.parametrize("side", ["fixed", "moving"])
+def test_one_mask_leaves_what_it_excludes_out_of_the_similarity(side: str) -> None:
+    """A lesion in one image pulls at what is around it; excluded by that image's mask, much less."""
+    fixed, moving, _ = pair(96, 96)
+    y, x = torch.meshgrid(torch.arange(96.0), torch.arange(96.0), indexing="ij")
+    distance = ((y - 48).square() + (x - 48).square()).sqrt()
+    lesion, around = texture(96, 96, seed=1)[0, 0], ((distance > 16) & (distance < 26)).float()
+    truth = deqreg.register(fixed, moving, initial="identity").displacement
+    images = {"fixed": fixed, "moving": moving}
+    images[side] = torch.where(distance < 14, lesion, images[side])
+    masked, whole = (
+        deqreg.register(**images, initial="identity", **mask).displacement
+        for mask in ({f"{side}_mask": (distance >= 14).float()}, {})
+    )
+    masked_error, whole_error = (metrics.endpoint_error(u, truth, around)["mean"] for u in (masked, whole))
+    assert masked_error < 0.6 * whole_error  # made flat instead of left out, it pulls as hard as the lesion
+
+
+def test_random_numbers_of_the_caller_go_on() -> None:
+    image = texture(32, 30)[0, 0]
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    deqreg.register(image, image, initial="identity")
+    assert torch.equal(torch.rand(3), expected)
+
+
 def test_learned_update_and_its_refinement() -> None:
     moving, truth = texture(48, 44, 40), bump(48, 44, 40, height=3.0)
     head = (bump(48, 44, 40, height=1.0)[0, 0] > 0.2).float()

@@ -85,7 +85,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="affine start: found, none, or an ITK transform (default: auto)",
     )
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="where to compute")
-    parser.add_argument("--memory-budget", type=memory_size, metavar="SIZE", help="most memory to use, such as 8GiB")
+    parser.add_argument(
+        "--memory-budget", type=memory_size, metavar="SIZE", help="leave out levels that take more, such as 2GiB"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of all that is random (default: 0)")
     parser.add_argument("--deterministic", action="store_true", help="the same bits from run to run, on a GPU too")
     parser.set_defaults(run=run)

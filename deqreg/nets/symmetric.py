@@ -82,7 +82,8 @@ class SymmetricUpdate:
         fixed, moving = (ops.warp(learned, half) for learned, half in zip(self.features, halves, strict=True))
         between = fixed.sub_(moving)
         for force, learned, half, sign in zip(forces, self.features, halves, (-1, 1), strict=True):
-            force.add_(ops.warp_gradient(learned, half, between), alpha=sign * self.method.guidance)
+            pull = self.sides[0].per_edge(ops.warp_gradient(learned, half, between))
+            force.add_(pull, alpha=sign * self.method.guidance)
 
     def __call__(self, state: Tensor) -> Tensor:
         """The next fields, `[N, 2 d, *field]`, in their voxels: that of fixed, then that of moving."""

@@ -254,12 +254,16 @@ class VariationalUpdate:
             force = torch.einsum("ab,nb...->na...", self._turn, force)
         return force if self._force_unit is None else force.mul_(self._force_unit)
 
+    def per_edge(self, gradient: Tensor) -> Tensor:
+        """A gradient by the displacement in voxels of the field as one per finest edge of the field, in its memory."""
+        return gradient if self._step_unit is None else gradient.mul_(self._step_unit)
+
     def _pull_of_features(self, displacement: Tensor) -> Tensor:
-        """`-d/du |F - M o u|^2 / 2`."""
+        """`-d/du |F - M o u|^2 / 2`, per finest edge of the field."""
         assert self.features is not None
         fixed, moving = self.features
         warped = ops.warp(moving, displacement)
-        return ops.warp_gradient(moving, displacement, torch.sub(fixed, warped, out=warped))
+        return self.per_edge(ops.warp_gradient(moving, displacement, torch.sub(fixed, warped, out=warped)))
 
     def _pull_of_landmarks(self, displacement: Tensor) -> Tensor:
         """`-d/du |u(p) - q|^2 / 2`, per finest edge of the field."""

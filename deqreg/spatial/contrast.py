@@ -41,8 +41,8 @@ def match_contrast(fixed: Image, moving: Image, world: Tensor) -> Image:
     """The moving image with each intensity replaced by what the fixed image shows there on average.
 
     `moving'(x) = E[fixed | moving = moving(x)]`, over the voxels where both show something: the map whose residual the
-    correlation ratio measures. Background stays the darkest, what lies outside of a mask flat; the whole is scaled to
-    [0, 1] as the images are.
+    correlation ratio measures. Background stays the darkest; with masks of both, what lies outside of the moving one is
+    flat. The whole is scaled to [0, 1] as the images are.
 
     Args:
         fixed: the image whose contrast is taken.
@@ -78,7 +78,7 @@ def match_contrast(fixed: Image, moving: Image, world: Tensor) -> Image:
     shown = _foreground(moving.data, moving.mask)
     # averages span less than the range: stretched again, lest the similarity take what is left for noise
     inside = None if moving.mask is None else moving.mask[0, 0]
-    stretched = scale_intensities(torch.where(shown, seen, 0.0)[0, 0], inside)
+    stretched = scale_intensities(torch.where(shown, seen, 0.0)[0, 0], inside, flat=fixed.mask is not None)
     return replace(moving, data=stretched[None, None])
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-def scale_intensities(data: Tensor, inside: Tensor | None = None) -> Tensor:
+def scale_intensities(data: Tensor, inside: Tensor | None = None, *, flat: bool = True) -> Tensor:
     """An image with its intensities in [0, 1], outliers clipped, and what lies outside of its mask made flat.
 
     The quantiles 0.001 and 0.999 become 0 and 1: of the mask where there is one, else of what is not background where a
@@ -16,6 +16,7 @@ def scale_intensities(data: Tensor, inside: Tensor | None = None) -> Tensor:
     Args:
         data: `[*S]`, any units.
         inside: `[*S]`, above zero inside of the mask.
+        flat: whether the image becomes 1 outside of the mask.
 
     Returns:
         `[*S]`.
@@ -41,4 +42,4 @@ def scale_intensities(data: Tensor, inside: Tensor | None = None) -> Tensor:
     if high <= low:
         low, high = float(data.min()), float(data.max())
     scaled = (data - low).div_((high - low) or 1.0).clamp_(0, 1)
-    return scaled if inside is None else torch.where(inside > 0, scaled, torch.ones_like(scaled))
+    return scaled if inside is None or not flat else torch.where(inside > 0, scaled, torch.ones_like(scaled))
