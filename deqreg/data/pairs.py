@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,7 +73,7 @@ class Batch:
         moving: as fixed.
         fixed_input: as fixed, what the network is shown: with the augmentation of intensities.
         moving_input: as fixed_input.
-        spacing: voxel edges, millimetres.
+        spacing: voxel edges, millimetres, of all its fixed images.
         fixed_labels: `[N, *S]`, integers 0 ... labels - 1, where all have them.
         moving_labels: as fixed_labels.
         labels: how many values there are, background included.
@@ -127,12 +128,13 @@ class _Side:
 
 @dataclass(frozen=True, eq=False)
 class _Drawn:
-    """An augmented pair, what the network is shown of it, and the displacement where it is known."""
+    """An augmented pair, what the network is shown of it, its voxels, and the displacement where it is known."""
 
     fixed: _Side
     moving: _Side
     fixed_input: Tensor
     moving_input: Tensor
+    spacing: tuple[float, ...]
     truth: Tensor | None
 
 
@@ -173,12 +175,15 @@ class Pairs:
     def shuffled(self, places: Sequence[int], device: torch.device) -> Batch:
         """The pairs at these places of the endless shuffled sequence, augmented."""
         drawn = [self._augmented(self.sampler[p], self.sampler.generator(p), device) for p in places]
-        return _collate(drawn, self.pairs[0][0])
+        return self._collated(drawn)
 
     def listed(self, number: int, device: torch.device) -> Batch:
         """One pair as it was listed, unchanged."""
         fixed, moving = (_side(case, device) for case in self.pairs[number])
-        return _collate([_Drawn(fixed, moving, fixed.image, moving.image, None)], self.pairs[number][0])
+        return self._collated([_Drawn(fixed, moving, fixed.image, moving.image, self.pairs[number][0].spacing, None)])
+
+    def _collated(self, drawn: Sequence[_Drawn]) -> Batch:
+        return _collate(drawn, len(self.pairs[0][0].values))  # cases that are loaded together share their labels
 
     def _augmented(self, number: int, generator: torch.Generator, device: torch.device) -> _Drawn:
         how = self.augmentation
@@ -198,7 +203,7 @@ class Pairs:
             velocity = how.velocity(shape, spacing, generator).to(device)
             fixed, truth = moving.deformed(velocity), ops.exponential(velocity)
         fixed_input = how.intensities(fixed.image, generator)
-        return _Drawn(fixed, moving, fixed_input, how.intensities(moving.image, generator), truth)
+        return _Drawn(fixed, moving, fixed_input, how.intensities(moving.image, generator), spacing, truth)
 
 
 def all_pairs(cases: Sequence[Case]) -> list[tuple[Case, Case]]:
@@ -215,10 +220,18 @@ def _side(case: CachedCase, device: torch.device) -> _Side:
     return _Side(case.image(device), labels, mask, None if case.points is None else case.points.to(device)[None])
 
 
-def _collate(drawn: Sequence[_Drawn], first: CachedCase) -> Batch:
+def _collate(drawn: Sequence[_Drawn], labels: int) -> Batch:
     shapes = {tuple(pair.fixed.image.shape[2:]) for pair in drawn}
     if len(shapes) > 1:
         raise ValueError(f"the images of a batch must have one shape, got {sorted(shapes)}; set the batch to 1")
+    spacing = drawn[0].spacing
+    for pair in drawn:
+        # headers are rounded differently
+        if not all(math.isclose(a, b, rel_tol=1e-3) for a, b in zip(pair.spacing, spacing, strict=True)):
+            raise ValueError(
+                f"the images of a batch must have one voxel spacing, got {list(spacing)} and {list(pair.spacing)} mm; "
+                "set the batch to 1"
+            )
     truths = [pair.truth for pair in drawn]
     truth = next((part for part in truths if part is not None), None)
     return Batch(
@@ -226,10 +239,10 @@ def _collate(drawn: Sequence[_Drawn], first: CachedCase) -> Batch:
         moving=torch.cat([pair.moving.image for pair in drawn]),
         fixed_input=torch.cat([pair.fixed_input for pair in drawn]),
         moving_input=torch.cat([pair.moving_input for pair in drawn]),
-        spacing=first.spacing,
+        spacing=spacing,
         fixed_labels=_stacked([pair.fixed.labels for pair in drawn]),
         moving_labels=_stacked([pair.moving.labels for pair in drawn]),
-        labels=len(first.values),
+        labels=labels,
         fixed_mask=_stacked([pair.fixed.mask for pair in drawn], channel=True),
         truth=None if truth is None else torch.cat([torch.zeros_like(truth) if t is None else t for t in truths]),
         known=torch.tensor([part is not None for part in truths], device=drawn[0].fixed.image.device),

@@ -128,6 +128,19 @@ def test_pairs_of_different_shapes_are_refused(cases, tmp_path):
         Pairs([(listed[0], other)], {**cached, **load_cases([other])})
 
 
+def test_a_batch_has_the_voxels_of_its_own_pairs(tmp_path):
+    listed = []
+    for number, edge in enumerate((1.0, 2.0)):
+        listed.append(Case(tmp_path / f"{number}.nii.gz"))
+        io.write_volume(listed[-1].image, torch.rand(8, 8, 8), np.diag([edge, edge, edge, 1]))
+    pairs = Pairs([(case, case) for case in listed], load_cases(listed))
+    for place in (0, 1):
+        edge = 1.0 + pairs.sampler[place]
+        assert pairs.shuffled([place], CPU).spacing == (edge, edge, edge)
+    with pytest.raises(ValueError, match="must have one voxel spacing, got"):
+        pairs.shuffled([0, 1], CPU)
+
+
 @pytest.mark.parametrize(
     "wrong", [{"flip": (3,)}, {"deform": 2.0}, {"synthetic": -0.1}, {"smoothness": 0}, {"noise": -1}, {"amplitude": -1}]
 )
