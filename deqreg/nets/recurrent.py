@@ -152,14 +152,17 @@ def _weight(conv: nn.Module) -> Tensor:
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A convolution that keeps the grid; over single voxels a matrix product, which is three times as fast."""
+    """A convolution that keeps the grid; over single voxels a matrix product, which is three times as fast.
+
+    Autocast computes it in half precision; what comes back is as precise as `x`, for the state is.
+    """
     if weight[0, 0].numel() > 1:
         convolve = torch.conv3d if x.ndim == 5 else torch.conv2d
-        return convolve(x, weight, bias, padding=weight.shape[-1] // 2)
+        return convolve(x, weight, bias, padding=weight.shape[-1] // 2).to(x.dtype)
     out = weight.flatten(1) @ x.flatten(2)
     if bias is not None:
         out = out + bias[:, None]
-    return out.view(x.shape[0], -1, *x.shape[2:])
+    return out.view(x.shape[0], -1, *x.shape[2:]).to(x.dtype)
 
 
 def central_differences(dims: int) -> Tensor:

@@ -104,6 +104,18 @@ def test_last_layer_starts_at_zero_only_around_the_classical_step() -> None:
     assert weights[1] > 0
 
 
+@pytest.mark.parametrize(("kernel", "bridge"), [(1, True), (3, True), (3, False)])
+def test_autocast_keeps_the_state_in_single_precision(kernel: int, bridge: bool) -> None:
+    torch.manual_seed(0)
+    update = RecurrentUpdate(dims=2, hidden=4, kernel=kernel, bridge=bridge)
+    features = torch.nn.functional.normalize(torch.randn(2, 1, 6, 20, 20), dim=2)
+    exact = update.on(*features)(update.start(features[0]))
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = update.on(*features)(update.start(features[0]))
+    for a, b in zip(exact, rounded, strict=True):
+        torch.testing.assert_close(b, a, atol=0.02, rtol=0)  # bfloat16 has 8 bits, and the state is below 1
+
+
 def test_memory_is_bounded_and_no_step_is_longer_than_allowed() -> None:
     torch.manual_seed(0)
     update = RecurrentUpdate(dims=2, hidden=4, gain=1e4, longest_step=0.2, smooth_field=0.0)
