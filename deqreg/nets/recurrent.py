@@ -77,7 +77,8 @@ class RecurrentUpdate(nn.Module):
         conv = CONV[dims]
         self.gates = weight_norm(conv(3**dims + dims + hidden, 2 * hidden, kernel, padding=kernel // 2))
         self.out = weight_norm(conv(hidden, 1 + dims, 1, bias=False))
-        self.log_gain = nn.Parameter(torch.tensor(math.log(gain)))
+        # a parameter that no step uses must not wait for a gradient; it stays, for weights on file hold it
+        self.log_gain = nn.Parameter(torch.tensor(math.log(gain)), requires_grad=bridge)
         if bridge:
             # the norms: the weights are their multiples
             nn.init.zeros_(self.out.get_parameter("parametrizations.weight.original0"))

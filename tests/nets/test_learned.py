@@ -104,6 +104,15 @@ def test_last_layer_starts_at_zero_only_around_the_classical_step() -> None:
     assert weights[1] > 0
 
 
+@pytest.mark.parametrize("bridge", [True, False])
+def test_every_weight_that_is_trained_has_a_gradient(bridge: bool) -> None:
+    """Data-parallel training refuses those that have none."""
+    net = small(2, bridge=bridge)
+    net(texture(24, 20), texture(24, 20, seed=1))[0].square().sum().backward()
+    assert [name for name, p in net.named_parameters() if p.requires_grad and p.grad is None] == []
+    net.load_state_dict(small(2, seed=1).state_dict())
+
+
 @pytest.mark.parametrize(("kernel", "bridge"), [(1, True), (3, True), (3, False)])
 def test_autocast_keeps_the_state_in_single_precision(kernel: int, bridge: bool) -> None:
     torch.manual_seed(0)
