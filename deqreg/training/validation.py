@@ -29,8 +29,8 @@ def validate(net: nn.Module, pairs: Pairs, loss: Loss, here: Processes) -> dict[
 
     Returns:
         `similarity`, the loss; `folding`, percent of voxels; `residual` and `steps` of the solver; `converged`, a
-        share; `dice` and `dice_before` where there are labels, the mean over pairs of the mean over labels; `tre` and
-        `tre_before`, millimetres, where there are landmarks.
+        share; `dice` and `dice_before`, the mean over the pairs that have a label in common of the mean over labels;
+        `tre` and `tre_before`, millimetres, where there are landmarks.
     """
     net.eval()
     own = [_measures(net, pairs.listed(i, here.device), loss) for i in range(here.rank, len(pairs), here.count)]
@@ -40,7 +40,7 @@ def validate(net: nn.Module, pairs: Pairs, loss: Loss, here: Processes) -> dict[
 
 
 def better(new: dict[str, float], old: dict[str, float] | None) -> bool:
-    """Whether a validation beats another: by Dice, else by landmarks, else by similarity.
+    """Whether a validation beats another: by Dice, else by landmarks, else by similarity; a number beats none.
 
     >>> better({"dice": 0.6, "similarity": 0.5}, {"dice": 0.5, "similarity": 0.4})
     True
@@ -49,7 +49,7 @@ def better(new: dict[str, float], old: dict[str, float] | None) -> bool:
         return True
     for name, sign in (("dice", 1), ("tre", -1), ("similarity", -1)):
         if name in new and name in old and math.isfinite(new[name]):
-            return sign * (new[name] - old[name]) > 0
+            return not math.isfinite(old[name]) or sign * (new[name] - old[name]) > 0
     return False
 
 
@@ -70,8 +70,10 @@ def _measures(net: nn.Module, batch: Batch, loss: Loss) -> dict[str, float]:
 
 
 def _accuracy(displacement: Tensor, batch: Batch) -> Iterator[tuple[str, float]]:
-    if batch.fixed_labels is not None and batch.moving_labels is not None:
-        warped = ops.warp(batch.moving_labels[:, None].float(), displacement, interpolation="nearest")
-        yield "dice", metrics.mean_over_labels(metrics.dice(batch.fixed_labels[0], warped[0, 0]))
+    fixed, moving = batch.fixed_labels, batch.moving_labels
+    if fixed is not None and moving is not None and metrics.dice(fixed[0], moving[0]):
+        warped = ops.warp(moving[:, None].float(), displacement, interpolation="nearest")
+        # a warp that loses every label has no overlap
+        yield "dice", metrics.mean_over_labels(metrics.dice(fixed[0], warped[0, 0]) or {1: 0.0})
     if batch.points[0] is not None:
         yield "tre", float(losses.landmarks(displacement, *batch.points[0], batch.spacing))
