@@ -70,7 +70,8 @@ def load_weights(net: nn.Module, path: str | os.PathLike[str]) -> None:
 
     Args:
         net: the network.
-        path: a `.safetensors` file of a state dictionary or a part of one, or what `load_checkpoint` reads.
+        path: a `.safetensors` file of a state dictionary or a part of one, or what `load_checkpoint` reads; of
+            `checkpoint.pt`, the moving average.
 
     Raises:
         ValueError: no such file, another kind of file, or weights that the network has no place for.
@@ -82,13 +83,21 @@ def load_weights(net: nn.Module, path: str | os.PathLike[str]) -> None:
     >>> net.bias.item()
     3.0
     """
-    weights = _read_safetensors(Path(path)) if Path(path).suffix == ".safetensors" else load_checkpoint(path)["weights"]
+    weights = _read_safetensors(Path(path)) if Path(path).suffix == ".safetensors" else _read_checkpoint(path)
     own = net.state_dict()
     for name, value in weights.items():
         if name not in own or own[name].shape != value.shape:
             place = f"{list(own[name].shape)} for it" if name in own else "no place for it"
             raise ValueError(f"weights {path}: hold {name} of {list(value.shape)}, but the network has {place}")
     net.load_state_dict(weights, strict=False)
+
+
+def _read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    content = load_checkpoint(path)
+    for name in ("weights", "average"):
+        if name in content:
+            return content[name]
+    raise ValueError(f"weights {path}: must hold what a training writes, weights or average, got {list(content)!r:.60}")
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

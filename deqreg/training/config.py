@@ -180,8 +180,8 @@ class Config:
         output: folder for checkpoints and the log.
         data: what to train on.
         model: arguments of `deqreg.nets.DEQReg` but solver and adjoint.
-        initial: a file of weights to start from, `.safetensors` or a training's `best.pt`; it may hold a part of the
-            network alone, such as the encoder. None draws all by the seed.
+        initial: a file of weights to start from, `.safetensors`, or a training's `best.pt` or `checkpoint.pt`; it may
+            hold a part of the network alone, such as the encoder. None draws all by the seed.
         freeze: parts of the network, such as `encoder`, whose weights stay as they are.
         solver: of the equilibrium.
         adjoint: of the equilibrium.

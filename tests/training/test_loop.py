@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from deqreg.training import load_checkpoint
+from deqreg.training.checkpoint import load_weights
 from deqreg.training.config import Optimiser
 from deqreg.training.loop import check_output, learning_rate
 from deqreg.training.processes import Processes
@@ -147,6 +148,17 @@ def test_training_makes_the_loss_smaller(data, tmp_path):
     assert make_trainer(config, HERE).run() == 0
     losses = [record["loss"] for record in log(tmp_path) if record["kind"] == "train"]
     assert losses[-1] < 0.9 * losses[0]
+
+
+def test_weights_can_be_taken_from_a_checkpoint(data, tmp_path):
+    trainer = make_trainer(write_config(tmp_path, data, steps=2), HERE)
+    trainer.run()
+    net = make_trainer(write_config(tmp_path, data, seed=1), HERE).net
+    load_weights(net, tmp_path / "out" / "checkpoint.pt")
+    assert_same(net.state_dict(), trainer.average.state_dict())
+    torch.save({"model": {}}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="must hold what a training writes"):
+        load_weights(net, tmp_path / "other.pt")
 
 
 def test_another_configuration_is_not_resumed(data, tmp_path):
