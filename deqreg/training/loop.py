@@ -195,12 +195,16 @@ class Trainer:
         return self.stop
 
     def gradients(self) -> tuple[dict[str, Tensor], Solution]:
-        """Put the step's gradient, the mean over its pairs in all processes, into the parameters."""
+        """Put the step's gradient, the mean over its pairs in all processes, into the parameters.
+
+        Returns:
+            Each loss, the mean over the batches of this process that have it; and how the last equilibrium was found.
+        """
         config, here = self.config, self.here
         self.net.train()
         self.optimiser.zero_grad(set_to_none=True)
         accumulate, batch = config.optimiser.accumulate, config.batch
-        totals: dict[str, Tensor] = {}
+        parts: dict[str, list[Tensor]] = {}
         for part in range(accumulate):
             place = ((self.step * accumulate + part) * here.count + here.rank) * batch
             pairs = self.training.shuffled(range(place, place + batch), here.device)
@@ -211,8 +215,9 @@ class Trainer:
                     found, solution = self.objective(pairs, generator)
                 self.scaler.scale(found["loss"] / accumulate).backward()
             for name, value in found.items():
-                totals[name] = totals.get(name, 0) + value.detach() / accumulate
-        return totals, solution  # pyright: ignore[reportPossiblyUnboundVariable]  accumulate is at least 1
+                parts.setdefault(name, []).append(value.detach())
+        means = {name: torch.stack(values).mean() for name, values in parts.items()}
+        return means, solution  # pyright: ignore[reportPossiblyUnboundVariable]  accumulate is at least 1
 
     def _step(self) -> tuple[dict[str, Tensor], Solution]:
         config = self.config

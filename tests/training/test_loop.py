@@ -139,6 +139,16 @@ def test_accumulation_gives_the_gradient_of_the_larger_batch(data, tmp_path):
         torch.testing.assert_close(gradients[1][name], expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
 
 
+def test_a_loss_that_some_batches_lack_is_the_mean_of_those_that_have_it(data, tmp_path):
+    config = write_config(tmp_path, data, optimiser__accumulate=4)
+    trainer, seen = make_trainer(config, HERE), []
+    trainer.objective.register_forward_hook(lambda module, given, out: seen.append(out[0].get("known")))
+    found, _ = trainer.gradients()
+    there = [value.detach() for value in seen if value is not None]
+    assert 0 < len(there) < len(seen)
+    torch.testing.assert_close(found["known"], torch.stack(there).mean())
+
+
 def test_training_makes_the_loss_smaller(data, tmp_path):
     """One pair, no augmentation: the network can learn it by heart."""
     (tmp_path / "paired").mkdir()
