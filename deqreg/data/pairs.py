@@ -148,7 +148,7 @@ class Pairs:
         augmentation: what happens to them at random.
 
     Raises:
-        ValueError: when the two images of a pair differ in shape.
+        ValueError: when the two images of a pair differ in shape, or lack an axis that is to be mirrored.
     """
 
     def __init__(
@@ -166,6 +166,11 @@ class Pairs:
                 raise ValueError(
                     f"the images of a pair must have one shape, got {list(fixed.stored.shape)} for {fixed.name} "
                     f"and {list(moving.stored.shape)} for {moving.name}; resample them onto one grid first"
+                )
+            if max(augmentation.flip, default=0) >= fixed.stored.ndim:
+                raise ValueError(
+                    f"augmentation.flip must name axes of the images, below {fixed.stored.ndim}, "
+                    f"got {list(augmentation.flip)}"
                 )
 
     def __len__(self) -> int:

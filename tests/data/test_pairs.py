@@ -128,6 +128,13 @@ def test_pairs_of_different_shapes_are_refused(cases, tmp_path):
         Pairs([(listed[0], other)], {**cached, **load_cases([other])})
 
 
+def test_only_axes_of_the_images_are_mirrored(tmp_path):
+    case = Case(tmp_path / "plane.nii.gz")
+    io.write_volume(case.image, torch.rand(8, 8), AFFINE)
+    with pytest.raises(ValueError, match=r"flip must name axes of the images, below 2, got \[2\]"):
+        Pairs([(case, case)], load_cases([case]), augmentation=Augmentation(flip=(2,)))
+
+
 def test_a_batch_has_the_voxels_of_its_own_pairs(tmp_path):
     listed = []
     for number, edge in enumerate((1.0, 2.0)):
