@@ -64,7 +64,7 @@ def read_dataset(path: str | os.PathLike[str]) -> Dataset:
         The dataset.
 
     Raises:
-        ValueError: no such file, no JSON, an entry that is not as above, a file that is not there, nothing to train on.
+        ValueError: no such file, no JSON, an entry that is not as above, a file that is not there.
 
     Reference: Hering et al., Learn2Reg, IEEE Transactions on Medical Imaging 42 (2023), 697.
 
@@ -88,18 +88,12 @@ def read_dataset(path: str | os.PathLike[str]) -> Dataset:
     training = [_file(entry, "image", path, "training") for entry in _entries(content, "training", path)]
     listed, validation = (_pairs(content, key, cases, path) for key in ("training_paired_images", "registration_val"))
     held_out = {case.image for pair in validation for case in pair}
-    dataset = Dataset(
+    return Dataset(
         str(content.get("name", path.parent.name)),
         tuple(cases[image] for image in training if image not in held_out),
         tuple(pair for pair in listed if not held_out & {case.image for case in pair}),
         validation,
     )
-    if not dataset.training_pairs and len(dataset.training) < 2:
-        raise ValueError(
-            f"dataset {path}: must list at least two training cases or a training pair that are not for validation, "
-            f"got {len(dataset.training)} cases"
-        )
-    return dataset
 
 
 def _load(path: Path) -> dict[str, Any]:

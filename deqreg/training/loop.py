@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from deqreg.configuration import check_known, plain
-from deqreg.data import Pairs, load_cases, read_dataset
+from deqreg.data import Case, Dataset, Pairs, load_cases, read_dataset
 from deqreg.data.pairs import all_pairs
 from deqreg.equilibrium import Solution
 from deqreg.training.checkpoint import BEST, CHECKPOINT, load_checkpoint, load_weights, save_checkpoint
@@ -67,14 +67,11 @@ def train(
     with processes(device) as here:
         check_output(config, resume)
         data = read_dataset(config.data.dataset)
+        pairs = training_pairs(config, data)
         net = build_net(config)
         if config.initial is not None and not resume:
             load_weights(net, config.initial)
         net.to(here.device)
-        listed = data.training_pairs if config.data.pairs != "all" else ()
-        if config.data.pairs == "listed" and not listed:
-            raise ValueError(f"data.pairs is listed, but {config.data.dataset} lists no training_paired_images")
-        pairs = listed or all_pairs(data.training)
         wanted = [case for pair in (*pairs, *data.validation_pairs) for case in pair]
         cases = load_cases(wanted, config.data.spacing, config.data.storage)
         training = Pairs(pairs, cases, config.seed, config.augmentation)
@@ -98,6 +95,28 @@ def check_output(config: Config, resume: bool) -> None:
         raise ValueError(
             f"output {config.output}: holds the checkpoint of a training; give --resume, or another output"
         )
+
+
+def training_pairs(config: Config, data: Dataset) -> Sequence[tuple[Case, Case]]:
+    """The pairs that a configuration trains on; raise where there are none.
+
+    >>> from deqreg.training.config import Data
+    >>> a, b = Case(Path("a")), Case(Path("b"))
+    >>> len(training_pairs(Config("out", Data("data")), Dataset("data", (a, b), (), ())))
+    2
+    """
+    which, path = config.data.pairs, config.data.dataset
+    if which == "listed" and not data.training_pairs:
+        raise ValueError(f"data.pairs is listed, but {path} lists no training_paired_images")
+    if which != "all" and data.training_pairs:
+        return data.training_pairs
+    if len(data.training) < 2:
+        hint = "; set data.pairs to listed to train on its training_paired_images" if data.training_pairs else ""
+        raise ValueError(
+            f"dataset {path}: must list at least two training cases that are not for validation, "
+            f"got {len(data.training)}{hint}"
+        )
+    return all_pairs(data.training)
 
 
 def build_net(config: Config) -> nn.Module:

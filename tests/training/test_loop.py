@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deqreg.training import load_checkpoint
+from deqreg.training import load_checkpoint, train
 from deqreg.training.checkpoint import load_weights
 from deqreg.training.config import Optimiser
 from deqreg.training.loop import check_output, learning_rate
@@ -196,6 +196,20 @@ def test_a_gradient_that_is_no_number_leaves_the_weights_and_ends_it(data, tmp_p
     with pytest.raises(ValueError, match="not finite"):
         trainer.run()
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.net.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "kept", "message"),
+    [
+        ("auto", "registration_val", "must list at least two training cases .*, got 0$"),
+        ("all", "training_paired_images", "got 0; set data.pairs to listed"),
+    ],
+)
+def test_nothing_to_train_on_is_said(tmp_path, pairs, kept, message):
+    content = json.loads((write_dataset(tmp_path, paired=True) / "dataset.json").read_text())
+    (tmp_path / "dataset.json").write_text(json.dumps({kept: content[kept]}))
+    with pytest.raises(ValueError, match=message):
+        train(write_config(tmp_path, tmp_path, data__pairs=pairs), device="cpu")
 
 
 def test_half_precision_needs_a_gpu(data, tmp_path):
