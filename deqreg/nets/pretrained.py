@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from deqreg.equilibrium import Solver
+from deqreg.io import replacing
 from deqreg.nets.model import DEQReg
 
 _KEY = "deqreg"  # of the one entry of the file's metadata that is ours
 
 
 def save_weights(path: str | os.PathLike[str], net: DEQReg, **facts: Any) -> None:
-    """Write a network's weights in half precision, with its configuration.
+    """Write a network's weights in half precision, with its configuration, whole or not at all.
 
     Args:
         path: the file, `.safetensors`.
@@ -36,7 +37,9 @@ def save_weights(path: str | os.PathLike[str], net: DEQReg, **facts: Any) -> Non
     from safetensors.torch import save_file
 
     tensors = {name: value.detach().half().contiguous() for name, value in net.state_dict().items()}
-    save_file(tensors, path, metadata={_KEY: json.dumps({"net": net.config(), "facts": facts})})
+    metadata = {_KEY: json.dumps({"net": net.config(), "facts": facts})}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
 
 
 def load_weights(

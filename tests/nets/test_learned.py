@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -235,6 +237,18 @@ def test_weights_survive_the_file_to_half_precision(tmp_path: object) -> None:
     assert facts == {"spacing": 1.5}
     for name, value in net.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], value, atol=1e-3, rtol=1e-3)
+
+
+def test_weights_that_cannot_be_written_leave_those_that_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(tensors: object, path: Path, metadata: object) -> None:
+        Path(path).write_bytes(b"a part")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(pytest.importorskip("safetensors.torch"), "save_file", full)
+    (tmp_path / "net.safetensors").write_bytes(b"precious")
+    with pytest.raises(OSError, match="no space"):
+        save_weights(tmp_path / "net.safetensors", small(2))
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"precious"]
 
 
 @pytest.mark.parametrize(
