@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -83,6 +85,9 @@ def invert(field: DisplacementField, onto: Grid) -> Tensor:
     Raises:
         ValueError: when field and grid are of different dimensions, or the affine part has no inverse.
 
+    Warns:
+        UserWarning: when it was not found everywhere, as where the transform folds.
+
     >>> import torch
     >>> shift = DisplacementField(torch.ones(3, 8, 8, 8), np.eye(4))
     >>> invert(shift, Grid((4, 5, 6), torch.eye(4, dtype=torch.float64))).mean(dim=(1, 2, 3)).round(decimals=5).tolist()
@@ -93,9 +98,15 @@ def invert(field: DisplacementField, onto: Grid) -> Tensor:
         raise ValueError(f"the grid of the inverse must be {grid.dims}-D as the transform, got {onto.dims}-D")
     world, rest = split(field.displacement, grid)
     back = _inverse_matrix(world)
-    found = invert_voxels(rest, onto.shape, onto.map_to(grid, back)).value
-    assert isinstance(found, Tensor)
-    return join(found, onto, back)
+    solution = invert_voxels(rest, onto.shape, onto.map_to(grid, back))
+    assert isinstance(solution.value, Tensor)
+    if not solution.converged:
+        left = float(solution.residuals[-1].max())
+        warnings.warn(
+            f"The inverse was found to {left:.1g} voxels (rms) alone: where a transform folds it has none.",
+            stacklevel=2,
+        )
+    return join(solution.value, onto, back)
 
 
 def move_points(transform: Transform, points: Tensor, *, inverse: bool = False) -> Tensor:

@@ -102,3 +102,10 @@ def test_errors_state_the_contract() -> None:
         move_points(field, torch.zeros(1, 3))
     with pytest.raises(ValueError, match="must be invertible, got determinant 0"):
         move_points(known(3).numpy() * 0, torch.zeros(1, 3), inverse=True)
+
+
+def test_a_transform_that_folds_is_inverted_with_a_warning() -> None:
+    u = ops.gaussian(torch.randn(1, 3, 32, 32, 32, generator=torch.Generator().manual_seed(0)), 2.0)
+    folded = DisplacementField((u * (12 / u.abs().max()))[0], np.eye(4))
+    with pytest.warns(UserWarning, match="where a transform folds it has none"):
+        invert(folded, grid_of(folded))

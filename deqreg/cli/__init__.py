@@ -6,6 +6,7 @@ import argparse
 import gc
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from deqreg.cli import apply, demo, evaluate, export, info, invert, points, register, train
@@ -54,6 +55,7 @@ def command() -> int:
     """Run the command line as a process of its own; returns the exit code."""
     # The default of 700 looks through what torch's import builds and keeps time and again, for a fifth of a second.
     gc.set_threshold(_NEW_OBJECTS)
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # for users, not for programmers
     code = main()
     # The interpreter's last collections would walk all of torch: a third of a second for memory that is gone anyway.
     gc.freeze()
