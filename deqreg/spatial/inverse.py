@@ -11,7 +11,7 @@ from torch import Tensor
 from deqreg import ops
 from deqreg.equilibrium import Anderson, Solution, fixed_point
 from deqreg.ops import checks
-from deqreg.spatial.resample import resize_displacement
+from deqreg.spatial.resample import as_grid, resize_displacement
 
 # Of the squared Jacobian determinant: where a map squeezes a voxel below a thirtieth of its volume, a step is less than
 # half of Newton's. Without it single voxels of a field between two brains are thrown out of the image.
@@ -88,14 +88,10 @@ def invert_points(displacement: Tensor, points: Tensor) -> Tensor:
     dims = displacement.shape[1]
     if points.ndim != 3 or points.shape[2] != dims:
         raise ValueError(f"points must be [N, P, {dims}] for this displacement, got {list(points.shape)}")
-    # as in `sample`: the points are a grid's first axis, whose index the warp will add
-    index = torch.zeros(dims, points.shape[1]).to(displacement)
-    index[0] = torch.arange(points.shape[1])
-    target = points.to(displacement).mT - index
-    target = target.reshape(*target.shape, *[1] * (dims - 1)).contiguous()
+    target, voxels = as_grid(points.to(displacement))
     found = _solve(displacement.contiguous(), target, torch.eye(dims, dims + 1), None).value
     assert isinstance(found, Tensor)
-    return (found.flatten(2) + index).mT
+    return (found.flatten(2).mT + voxels)[:, : points.shape[1]]
 
 
 def _nested(u: Tensor, shape: tuple[int, ...], affine: Tensor, tol: float) -> Solution:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from deqreg import ops
 from deqreg.spatial.grid import Grid
@@ -163,7 +164,8 @@ def sample(field: Tensor, points: Tensor) -> Tensor:
     >>> sample(ramp, torch.tensor([[[0.0, 1.5]]])).tolist()
     [[[1.5, 1.5]]]
     """
-    return ops.warp(field, _along_first_axis(points.to(field))).flatten(2).mT
+    where, _ = as_grid(points.to(field))
+    return ops.warp(field, where).flatten(2).mT[:, : points.shape[1]]
 
 
 def scatter(values: Tensor, points: Tensor, shape: Sequence[int]) -> Tensor:
@@ -181,14 +183,34 @@ def scatter(values: Tensor, points: Tensor, shape: Sequence[int]) -> Tensor:
     >>> scatter(torch.ones(1, 1, 2), torch.tensor([[[0.0, 1.5]]]), (2, 4))[0, 0].tolist()
     [[0.0, 0.5, 0.5, 0.0], [0.0, 0.0, 0.0, 0.0]]
     """
-    where = _along_first_axis(points.to(values))
-    return ops.splat(values.mT.reshape(where.shape).contiguous(), where, shape)
+    where, voxels = as_grid(points.to(values))
+    padded = functional.pad(values.mT, (0, len(voxels) - points.shape[1]))
+    return ops.splat(padded.reshape(where.shape).contiguous(), where, shape)
 
 
-def _along_first_axis(points: Tensor) -> Tensor:
-    """A displacement `[N, d, P, 1, ...]` under which a grid of P voxels along its first axis falls on the points."""
-    dims = points.shape[2]
-    index = torch.zeros(dims, points.shape[1])
-    index[0] = torch.arange(points.shape[1])
-    where = points.mT - index.to(points)
-    return where.reshape(*where.shape, *[1] * (dims - 1)).contiguous()
+def as_grid(points: Tensor) -> tuple[Tensor, Tensor]:
+    """Points as the places that the voxels of a small grid go to.
+
+    The grid is about a cube: a voxel's index, which is taken off here and added again where the displacement is used,
+    stays small, and float32 loses nothing by it.
+
+    Args:
+        points: `[N, P, d]`.
+
+    Returns:
+        The displacement `[N, d, *K]`, the last point again and again where the grid has more voxels; and the grid's
+        voxels, `[prod K, d]`.
+
+    >>> import torch
+    >>> displacement, voxels = as_grid(torch.full((1, 5, 2), 7.0))
+    >>> list(displacement.shape), voxels[5].tolist(), displacement[0, :, 2, 1].tolist()
+    ([1, 2, 3, 2], [2.0, 1.0], [5.0, 6.0])
+    """
+    batch, count, dims = points.shape
+    edge = max(1, math.ceil(count ** (1 / dims)))
+    shape = [edge] * (dims - 1)
+    shape.append(-(-count // math.prod(shape)))
+    voxels = torch.cartesian_prod(*(torch.arange(size) for size in shape)).to(points)
+    more = points[:, -1:].expand(-1, len(voxels) - count, -1) if count else points
+    where = (torch.cat([points, more], dim=1) - voxels).mT
+    return where.reshape(batch, dims, *shape).contiguous(), voxels
