@@ -173,7 +173,7 @@ def register(
         _deterministic(deterministic),
         torch.random.fork_rng(devices=[]),
     ):
-        warnings.simplefilter("always")
+        warnings.filterwarnings("always", module=r"deqreg\.")  # the user's filters decide about those of others
         torch.default_generator.manual_seed(seed)
         with clock.stage("read"):
             pair = _read(
