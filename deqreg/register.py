@@ -387,7 +387,7 @@ def _choose_preset(pair: _Pair) -> Preset:
     background = float((data == data.min()).float().mean())
     # a skull-stripped head leaves most of its box empty, to the exact same value; at larger voxels than these the folds
     # that the preset is made for are not seen, and the generic one is closer (0.64 mm on the known field, 0.76)
-    fine = min(_grid(pair.fixed).spacing) < 1.5
+    fine = min(Grid.of(pair.fixed.data.shape, pair.fixed.matrix).spacing) < 1.5
     return read_preset("brain" if data.ndim == 3 and background > 0.35 and fine else "generic")
 
 
@@ -395,7 +395,7 @@ def _fit_budget(preset: Preset, pair: _Pair, budget: int | None, sides: int) -> 
     """The preset without the levels that would not fit into `budget` bytes, of one or both images' displacements."""
     if budget is None:
         return preset
-    grid = _grid(pair.fixed)
+    grid = Grid.of(pair.fixed.data.shape, pair.fixed.matrix)
     fields = _FIELD_COPIES + 2 * preset.memory
     if preset.self_similarity:  # 2 d (d - 1) channels of two images, d of which are a field
         fields += 4 * (grid.dims - 1)
@@ -417,17 +417,13 @@ def _fit_budget(preset: Preset, pair: _Pair, budget: int | None, sides: int) -> 
     return replace(preset, levels=fitting)
 
 
-def _grid(volume: Volume) -> Grid:
-    return Grid(tuple(volume.data.shape), torch.from_numpy(np.ascontiguousarray(volume.matrix)))
-
-
 def _scaled(volume: Volume, mask: Volume | None, device: torch.device, *, flat: bool) -> Image:
     """The image with its intensities in [0, 1], outliers clipped, and flat outside of its mask where that is wanted."""
     data = volume.data.to(device)
     inside = None if mask is None else mask.data.to(device)
     scaled = scale_intensities(data, inside, flat=flat)
     region = None if inside is None else inside[None, None]
-    return Image(scaled[None, None], _grid(volume), region)
+    return Image(scaled[None, None], Grid.of(volume.data.shape, volume.matrix), region)
 
 
 def _initial(

@@ -158,7 +158,7 @@ def grid_of(field: DisplacementField) -> Grid:
     (4, 5)
     """
     shape = tuple(field.displacement.shape[1:])
-    return Grid(shape, torch.from_numpy(np.ascontiguousarray(io.grid_matrix(field.affine, len(shape)))))
+    return Grid.of(shape, io.grid_matrix(field.affine, len(shape)))
 
 
 def _apply(matrix: Tensor, points: Tensor) -> Tensor:

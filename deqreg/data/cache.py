@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -87,7 +86,7 @@ def load_cases(
 def _load(case: Case, spacing: float | None, storage: str, labels: bool) -> CachedCase:
     volume = io.read_image(case.image, "image")
     mask = None if case.mask is None else io.read_mask(case.mask, volume)
-    grid = _grid(volume)
+    grid = Grid.of(volume.data.shape, volume.matrix)
     coarse = grid if spacing is None else grid.resized(level_shape(grid, spacing))
     image = resize(scale_intensities(volume.data, None if mask is None else mask.data)[None, None], coarse.shape)[0, 0]
     stored = image.mul_(255).round_().to(torch.uint8) if storage == "uint8" else image.to(torch.float16)
@@ -137,13 +136,9 @@ def read_points(case: Case, volume: io.Volume) -> Tensor | None:
         io.check_landmarks_inside(points, volume, f"landmarks {case.landmarks}")
         return points
     if case.keypoints is not None:
-        grid = _grid(volume)
+        grid = Grid.of(volume.data.shape, volume.matrix)
         return grid.to_world(_keypoints(case.keypoints, grid))
     return None
-
-
-def _grid(volume: io.Volume) -> Grid:
-    return Grid(tuple(volume.data.shape), torch.from_numpy(np.ascontiguousarray(volume.matrix)))
 
 
 def _keypoints(path: Path, grid: Grid) -> Tensor:

@@ -221,10 +221,6 @@ class VariationalUpdate:
         scaled = displacement if self._to_image is None else displacement * self._to_image
         return ops.resize(scaled, self.fixed.shape[2:])
 
-    def warped(self, displacement: Tensor) -> Tensor:
-        """The moving image under a displacement, `[N, 1, *S]`."""
-        return self.sampled(self.on_image(displacement))
-
     def sampled(self, fine: Tensor) -> Tensor:
         """The moving image under a displacement at the voxels of the fixed image, `[N, 1, *S]`."""
         return ops.warp(self.moving, fine, affine=self._affine)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,6 +43,15 @@ class Grid:
             )
         if abs(float(torch.linalg.det(self.affine[:dims, :dims]))) < 1e-12:
             raise ValueError("affine must be invertible, got determinant 0")
+
+    @classmethod
+    def of(cls, shape: Sequence[int], affine: np.ndarray) -> Grid:
+        """The grid of an array's shape and affine, `[d + 1, d + 1]`, as files have them.
+
+        >>> Grid.of((4, 6), np.diag([2.0, 3.0, 1.0])).spacing
+        (2.0, 3.0)
+        """
+        return cls(tuple(shape), torch.from_numpy(np.ascontiguousarray(affine, dtype=np.float64)))
 
     @property
     def dims(self) -> int:

@@ -122,7 +122,7 @@ def test_a_wider_moving_image_lets_the_outside_be_pulled_in() -> None:
     truth[:, 0] = -2.0  # the fixed image shows what lies two voxels past its own first face in the moving one
     fixed = ops.warp(wide, truth, affine=inset[None])
     update = VariationalUpdate(fixed, wide, Variational(), affine=inset)
-    assert torch.equal(update.warped(truth), fixed)
+    assert torch.equal(update.sampled(update.on_image(truth)), fixed)
 
 
 def test_the_force_through_an_affine_map_is_the_gradient_by_the_displacement() -> None:
