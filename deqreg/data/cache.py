@@ -64,7 +64,7 @@ def load_cases(
         ValueError: another storage, or a file that is not what it has to be.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, numpy as np
         >>> path = Path(tempfile.mkdtemp()) / "image.nii.gz"
         >>> io.write_volume(path, torch.rand(32, 32, 32), np.eye(4))
         >>> load_cases([Case(path)], spacing=2.0)[path].stored.shape
@@ -124,7 +124,7 @@ def read_points(case: Case, volume: io.Volume) -> Tensor | None:
         ValueError: a file that is not what it has to be, or a point outside of the image.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, numpy as np
         >>> path = Path(tempfile.mkdtemp()) / "keypoints.csv"
         >>> _ = path.write_text("1,2,3")
         >>> volume = io.Volume(torch.zeros(8, 8, 8), np.diag([2.0, 2, 2, 1]))
