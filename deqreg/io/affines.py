@@ -55,7 +55,7 @@ def read_affine(path: str | os.PathLike[str], role: str = "affine") -> np.ndarra
     total = reduce(np.matmul, matrices)
     if not np.isfinite(total).all() or abs(np.linalg.det(total)) < 1e-9:
         raise ValueError(f"{name}: its matrix is singular or not finite: {total[:-1].tolist()}")
-    flip = _lps(len(total) - 1)
+    flip = lps_flip(len(total) - 1)
     return flip @ total @ flip
 
 
@@ -84,7 +84,7 @@ def write_affine(path: str | os.PathLike[str], matrix: np.ndarray) -> None:
     if path.suffix not in (".tfm", ".txt"):
         raise ValueError(f"{path}: an ITK text transform must end in .tfm or .txt")
     d = len(matrix) - 1
-    lps = _lps(d) @ matrix @ _lps(d)
+    lps = lps_flip(d) @ matrix @ lps_flip(d)
     parameters = " ".join(repr(float(value)) for value in (*lps[:-1, :-1].ravel(), *lps[:-1, -1]))
     with replacing(path) as temporary:
         temporary.write_text(
@@ -94,8 +94,19 @@ def write_affine(path: str | os.PathLike[str], matrix: np.ndarray) -> None:
         )
 
 
-def _lps(dimensions: int) -> np.ndarray:
-    """RAS to LPS and back: the first two axes change sign."""
+def lps_flip(dimensions: int) -> np.ndarray:
+    """Give the matrix that takes RAS millimetres to LPS and back: the first two axes change sign.
+
+    Args:
+        dimensions: d, 2 or 3.
+
+    Returns:
+        [d + 1, d + 1] float64, homogeneous.
+
+    Example:
+        >>> lps_flip(3).diagonal().tolist()
+        [-1.0, -1.0, 1.0, 1.0]
+    """
     return np.diag([-1.0, -1.0] + [1.0] * (dimensions - 1))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from deqreg.io.affines import lps_flip
 from deqreg.io.files import replacing
 from deqreg.io.transforms import DisplacementField, voxel_map
 from deqreg.io.volumes import grid_matrix, save_nifti
@@ -45,7 +46,7 @@ def write_elastix(
     if isinstance(transform, np.ndarray):
         if transform.shape != (d + 1, d + 1):
             raise ValueError(f"transform must be [{d + 1}, {d + 1}] for this grid, got {list(transform.shape)}")
-        lps = _lps(d) @ transform @ _lps(d)
+        lps = lps_flip(d) @ transform @ lps_flip(d)
         parameters = [*lps[:-1, :-1].ravel(), *lps[:-1, -1]]
         own = [
             '(Transform "AffineTransform")',
@@ -139,7 +140,7 @@ def write_voxels(
 
 def _elastix_grid(shape: Sequence[int], affine: np.ndarray) -> list[str]:
     d = len(shape)
-    lps = _lps(d) @ grid_matrix(affine, d)
+    lps = lps_flip(d) @ grid_matrix(affine, d)
     spacing = np.linalg.norm(lps[:-1, :-1], axis=0)
     direction = lps[:-1, :-1] / spacing
     if np.abs(direction.T @ direction - np.eye(d)).max() > 1e-4:
@@ -151,11 +152,6 @@ def _elastix_grid(shape: Sequence[int], affine: np.ndarray) -> list[str]:
         f"(Origin {_numbers(lps[:-1, -1])})",
         f"(Direction {_numbers(direction.T.ravel())})",  # axis by axis
     ]
-
-
-def _lps(dimensions: int) -> np.ndarray:
-    """RAS to LPS and back: the first two axes change sign."""
-    return np.diag([-1.0, -1.0] + [1.0] * (dimensions - 1))
 
 
 def _numbers(values: Iterable[float]) -> str:
