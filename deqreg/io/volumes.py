@@ -144,7 +144,8 @@ def read_mask(source: Source, image: Volume, role: str = "mask") -> Volume:
         A volume on the image's grid with 1 inside and 0 outside.
 
     Raises:
-        ValueError: as `read_image` (a constant mask is accepted), another grid than the image's, or nothing above zero.
+        ValueError: as `read_image` (a constant mask is accepted), another grid than the image's, or nothing above zero
+            off the border of the grid, where no derivative can be taken.
 
     Example:
         >>> image = Volume(torch.rand(4, 5, 6), np.eye(4))
@@ -157,6 +158,10 @@ def read_mask(source: Source, image: Volume, role: str = "mask") -> Volume:
     inside = volume.data > 0
     if not bool(inside.any()):
         raise ValueError(f"{volume.name}: empty, no voxel is above zero; give a mask of the region that counts")
+    if not bool(inside[(slice(1, -1),) * inside.ndim].any()):
+        raise ValueError(
+            f"{volume.name}: has no voxel above zero off the border of its grid; give a mask of the region that counts"
+        )
     return Volume(inside.float(), volume.affine, volume.dtype, volume.space, volume.name)
 
 

@@ -302,6 +302,14 @@ class TestMasksAndLabels:
         with pytest.raises(ValueError, match="1 of 210 voxels are NaN"):
             read(save(tmp_path / "m.nii.gz", with_value(np.nan), OBLIQUE), image)
 
+    def test_a_mask_of_the_outermost_voxels_alone(self, tmp_path, image):
+        array = np.zeros(SHAPE, np.uint8)
+        array[0] = 1
+        with pytest.raises(
+            ValueError, match="no voxel above zero off the border of its grid; give a mask of the region"
+        ):
+            read_mask(save(tmp_path / "m.nii.gz", array, OBLIQUE), image)
+
     def test_labels_must_be_integers_that_float32_holds(self, tmp_path, image):
         with pytest.raises(ValueError, match=r"must be integers, got 0\.5; resample"):
             read_labels(save(tmp_path / "l.nii.gz", np.full(SHAPE, 0.5, np.float32), OBLIQUE), image)
