@@ -351,14 +351,10 @@ def _read(
         )
         fixed_inside, moving_inside, fixed_parts, moving_parts = beside_them
     if (fixed_landmarks is None) != (moving_landmarks is None):
-        raise ValueError("landmarks must be given for both images, got one file")
+        raise ValueError("landmarks must be given for both images, got those of one")
     points: tuple[Tensor | None, Tensor | None] = (None, None)
-    if isinstance(fixed_landmarks, Tensor) and isinstance(moving_landmarks, Tensor):
-        for name, given, image in (("fixed", fixed_landmarks, f), ("moving", moving_landmarks, m)):
-            io.check_landmarks_inside(given, image, f"{name} landmarks")
-        points = (fixed_landmarks, moving_landmarks)
-    elif fixed_landmarks is not None and moving_landmarks is not None:
-        points = io.read_landmark_pair(fixed_landmarks, moving_landmarks, f, m)  # type: ignore[arg-type]
+    if fixed_landmarks is not None and moving_landmarks is not None:
+        points = io.read_landmark_pair(fixed_landmarks, moving_landmarks, f, m)
     return _Pair(f, m, fixed_inside, moving_inside, fixed_parts, moving_parts, *points)
 
 

@@ -11,6 +11,8 @@ import torch
 from deqreg.io.files import replacing
 from deqreg.io.volumes import Volume
 
+LandmarkSource = str | os.PathLike[str] | torch.Tensor
+
 _HEADERS = {"x,y,z": 3, "x,y": 2}
 
 
@@ -85,21 +87,22 @@ def write_landmarks(path: str | os.PathLike[str], points: torch.Tensor | np.ndar
 
 
 def read_landmark_pair(
-    fixed_path: str | os.PathLike[str], moving_path: str | os.PathLike[str], fixed: Volume, moving: Volume
+    fixed_points: LandmarkSource, moving_points: LandmarkSource, fixed: Volume, moving: Volume
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Read corresponding points of a pair of images: row i of one file is row i of the other.
+    """Read corresponding points of a pair of images: row i of one is row i of the other.
 
     Args:
-        fixed_path: CSV of points in the fixed image.
-        moving_path: CSV of the same points in the moving image.
+        fixed_points: points in the fixed image: the path of a CSV file, or [P, d] on any device, RAS millimetres.
+        moving_points: the same points in the moving image.
         fixed: the fixed image.
         moving: the moving image.
 
     Returns:
-        Two [P, d] float64 tensors, RAS millimetres.
+        Two [P, d] float64 tensors on the CPU, RAS millimetres.
 
     Raises:
-        ValueError: as `read_landmarks` and `check_landmarks_inside`, or different numbers of points.
+        ValueError: as `read_landmarks` and `check_landmarks_inside`, neither a path nor a tensor, or different numbers
+            of points.
 
     Example:
         >>> import tempfile
@@ -109,35 +112,42 @@ def read_landmark_pair(
         >>> [points.shape[0] for points in read_landmark_pair(path, path, image, image)]
         [1, 1]
     """
-    points = read_landmarks(fixed_path, "fixed landmarks"), read_landmarks(moving_path, "moving landmarks")
+    sources, images, roles = (fixed_points, moving_points), (fixed, moving), ("fixed landmarks", "moving landmarks")
+    points = _points(fixed_points, roles[0]), _points(moving_points, roles[1])
+    for given, source, image, role in zip(points, sources, images, roles, strict=True):
+        check_landmarks_inside(given, image, role if isinstance(source, torch.Tensor) else f"{role} {source}")
     if len(points[0]) != len(points[1]):
+        places = ["a tensor" if isinstance(source, torch.Tensor) else source for source in sources]
         raise ValueError(
             f"fixed and moving landmarks must be the same points in the same order, "
-            f"got {len(points[0])} in {fixed_path} and {len(points[1])} in {moving_path}"
+            f"got {len(points[0])} in {places[0]} and {len(points[1])} in {places[1]}"
         )
-    check_landmarks_inside(points[0], fixed, f"fixed landmarks {fixed_path}")
-    check_landmarks_inside(points[1], moving, f"moving landmarks {moving_path}")
     return points
 
 
 def check_landmarks_inside(points: torch.Tensor, image: Volume, name: str = "landmarks") -> None:
-    """Raise where a point lies outside the box that the image's voxels fill.
+    """Raise where a point is not finite or lies outside the box that the image's voxels fill.
 
     Args:
-        points: [P, d], RAS millimetres.
+        points: [P, d], P at least 1, RAS millimetres.
         image: the image that they belong to.
         name: what messages call the points.
 
     Raises:
-        ValueError: another dimension, or a point outside: which, by how much, and whether x and y seem to be LPS.
+        ValueError: another shape, or a point that is not finite; or a point outside: which, by how much, and whether
+            x and y seem to be LPS.
 
     Example:
         >>> image = Volume(torch.rand(4, 5, 6), np.eye(4))
         >>> check_landmarks_inside(torch.tensor([[3.4, 0.0, 0.0]]), image)
     """
-    if points.ndim != 2 or points.shape[1] != image.dimensions:
+    if points.ndim != 2 or points.shape[1] != image.dimensions or len(points) == 0:
         raise ValueError(f"{name}: must be [P, {image.dimensions}] for {image.name}, got {list(points.shape)}")
     array = points.detach().cpu().numpy().astype(np.float64)
+    finite = np.isfinite(array).all(axis=1)
+    if not finite.all():
+        worst = int(finite.argmin())
+        raise ValueError(f"{name}: must be finite, got {array[worst].tolist()} in point {worst + 1}")
     outside = _distance_outside(array, image)
     count = int((outside > 0).sum())
     if count == 0:
@@ -164,6 +174,15 @@ def _distance_outside(points: np.ndarray, image: Volume) -> np.ndarray:
     # 1e-4 voxels: a point written with four decimals on the very border is inside
     away = np.where(np.abs(voxels - nearest) > 1e-4, voxels - nearest, 0.0)
     return np.linalg.norm(away @ matrix[:-1, :-1].T, axis=1)
+
+
+def _points(source: LandmarkSource, role: str) -> torch.Tensor:
+    """Give a file's points, or a tensor as if it had been read."""
+    if isinstance(source, torch.Tensor):
+        return source.detach().to("cpu", torch.float64)
+    if not isinstance(source, str | os.PathLike):
+        raise ValueError(f"{role}: must be a CSV file or a [P, d] tensor, got {type(source).__name__}")
+    return read_landmarks(source, role)
 
 
 def _row(line: str, count: int, place: str) -> list[float]:

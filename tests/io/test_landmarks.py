@@ -103,6 +103,29 @@ def test_dimensions_must_agree(image):
         check_landmarks_inside(torch.zeros(4, 2), image)
 
 
+def test_a_pair_may_be_a_file_and_a_tensor(tmp_path, image):
+    points = in_world([[1, 1, 1], [4, 5, 3]])
+    write_landmarks(tmp_path / "p.csv", points)
+    read = read_landmark_pair(points.float().requires_grad_(), tmp_path / "p.csv", image, image)
+    assert [(p.dtype, p.requires_grad) for p in read] == [(torch.float64, False)] * 2
+    torch.testing.assert_close(*read, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("points", "said"),
+    [
+        (in_world([[1, 1, 1]]), "must be the same points in the same order, got 2 in a tensor and 1 in a tensor$"),
+        (in_world([[1, 1, 1], [4, 5, np.nan]]), r"^moving landmarks: must be finite, got \[.*nan.*\] in point 2$"),
+        (torch.zeros(0, 3), r"^moving landmarks: must be \[P, 3\] for fixed image a.nii.gz, got \[0, 3\]"),
+        (torch.zeros(3), r"^moving landmarks: must be \[P, 3\] for fixed image a.nii.gz, got \[3\]"),
+        ([[1.0, 1.0, 1.0]], r"^moving landmarks: must be a CSV file or a \[P, d\] tensor, got list$"),
+    ],
+)
+def test_tensors_that_are_no_landmarks(image, points, said):
+    with pytest.raises(ValueError, match=said):
+        read_landmark_pair(in_world([[1, 1, 1], [4, 5, 3]]), points, image, image)
+
+
 def test_the_lung_pair_is_read_and_a_shorter_file_is_not(tmp_path):
     fixed, moving = read_image(LUNG / "fixed.nii.gz", "fixed image"), read_image(LUNG / "moving.nii.gz", "moving image")
     paths = LUNG / "fixed_landmarks.csv", LUNG / "moving_landmarks.csv"
