@@ -329,7 +329,12 @@ def _deterministic(wanted: bool) -> Iterator[None]:
 
 def _as_source(value: Any, role: str) -> Any:
     """A tensor as a volume of 1 mm voxels; anything else as it is."""
-    return Volume(value.detach().float().cpu(), np.eye(4), name=role) if isinstance(value, Tensor) else value
+    if not isinstance(value, Tensor):
+        return value
+    # NumPy lacks bfloat16, and volumes hold float32 anyway
+    floating = value.is_floating_point()
+    dtype = np.dtype(np.float32) if floating else torch.empty(0, dtype=value.dtype).numpy().dtype
+    return Volume(value.detach().float().cpu(), np.eye(4), dtype, name=role)
 
 
 def _read(

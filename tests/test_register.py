@@ -108,6 +108,13 @@ def test_labels_and_landmarks_are_scored_and_do_not_steer(tmp_path: Path) -> Non
     assert report["tre_mm"]["before"]["mean"] == 0
 
 
+def test_label_tensors_keep_their_type_on_file(tmp_path: Path) -> None:
+    fixed, moving, _ = pair(48, 44)
+    labels = (moving > moving.median()).short()
+    deqreg.save(deqreg.register(fixed, moving, initial="identity", moving_labels=labels), tmp_path)
+    assert nib.load(tmp_path / "warped_labels.nii.gz").get_data_dtype() == np.int16
+
+
 def test_memory_budget_leaves_out_the_finest_level() -> None:
     fixed, moving, _ = pair(32, 30, 36)
     full, tight = (deqreg.register(fixed, moving, initial="identity", memory_budget=b) for b in (None, 2_000_000))
