@@ -373,6 +373,8 @@ def _read_initial(initial: Any, pair: _Pair) -> str | np.ndarray | DisplacementF
     found = np.asarray(initial, dtype=np.float64) if isinstance(initial, np.ndarray) else io.read_transform(initial)
     if isinstance(found, np.ndarray) and found.shape != (dims + 1, dims + 1):
         raise ValueError(f"initial must be a [{dims + 1}, {dims + 1}] matrix for these images, got {list(found.shape)}")
+    if isinstance(found, np.ndarray) and not np.isfinite(found).all():
+        raise ValueError("initial must be a matrix of finite numbers, got NaN or infinite entries")
     if isinstance(found, np.ndarray) and abs(np.linalg.det(found)) < 1e-6:
         raise ValueError(f"initial must be an invertible matrix, got determinant {np.linalg.det(found):g}")
     if isinstance(found, DisplacementField) and found.displacement.shape[0] != dims:

@@ -248,6 +248,7 @@ def test_progress_reports_every_level() -> None:
         ({"refine": True}, "refine goes on from the learned field: it needs method equilibrium, got variational"),
         ({"device": "tpu"}, "device must be one of auto, cpu, cuda, got 'tpu'"),
         ({"initial": np.eye(4)}, r"initial must be a \[3, 3\] matrix for these images, got \[4, 4\]"),
+        ({"initial": np.full((3, 3), np.nan)}, "initial must be a matrix of finite numbers, got NaN or infinite"),
         ({"fixed_landmarks": torch.zeros(1, 2)}, "landmarks must be given for both images"),
     ],
 )
