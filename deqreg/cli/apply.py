@@ -43,16 +43,14 @@ def run(args: argparse.Namespace) -> int:
     for folder in {target.parent for target in targets}:
         check_folder(folder)
     field = io.read_displacement(args.displacement)
-    affine = field.affine
     if args.reference is not None:
-        reference = io.read_image(args.reference, "reference image")
-        affine, field = reference.affine, _on_grid(field, reference)
-    images = [io.read_image(source, "moving image") for source in args.moving]
+        field = _on_grid(field, io.read_grid(args.reference))
+    images = [io.read_volume(source, "moving image") for source in args.moving]
     warped = [_resample(image, field, args.interpolation) for image in images]
     for image, result, target in zip(images, warped, targets, strict=True):
         target.parent.mkdir(parents=True, exist_ok=True)
         dtype = image.dtype if args.interpolation == "nearest" else np.dtype(np.float32)
-        io.write_volume(target, result, affine, dtype=dtype, space=image.space)
+        io.write_volume(target, result, field.affine, dtype=dtype, space=field.space)
         print(target)
     return 0
 
@@ -83,7 +81,7 @@ def _on_grid(field: DisplacementField, reference: Volume) -> DisplacementField:
     mapping = np.linalg.inv(io.grid_matrix(field.affine, d)) @ reference.matrix
     still = torch.zeros(1, d, *reference.data.shape)
     displacement = ops.warp(field.displacement[None], still, affine=_voxel_map(mapping))
-    return io.DisplacementField(displacement[0], reference.affine)
+    return io.DisplacementField(displacement[0], reference.affine, reference.space)
 
 
 def _resample(image: Volume, field: DisplacementField, interpolation: str) -> torch.Tensor:

@@ -57,7 +57,7 @@ def _elastix(transform: np.ndarray | DisplacementField, args: argparse.Namespace
     elif args.reference is None:
         raise ValueError(f"an affine transform for elastix needs --reference, the fixed image, got {args.transform}")
     else:
-        image = io.read_image(args.reference, "reference image")
+        image = io.read_grid(args.reference)
         source, shape, affine = transform, tuple(image.data.shape), image.affine
     args.output.parent.mkdir(parents=True, exist_ok=True)
     io.write_elastix(args.output, source, shape, affine)
@@ -82,7 +82,7 @@ def _learn2reg(transform: np.ndarray | DisplacementField, args: argparse.Namespa
         raise ValueError(f"a transform for learn2reg must be a displacement, got the matrix {args.transform}")
     affine = transform.affine
     if args.reference is not None:
-        image = io.read_image(args.reference, "reference image")
+        image = io.read_grid(args.reference)
         if image.dimensions != len(transform.displacement):
             raise ValueError(f"{image.name}: must be {len(transform.displacement)}-D as the transform, "
                              f"got {image.dimensions}-D")  # fmt: skip

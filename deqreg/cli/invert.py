@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         io.write_affine(args.output, inverse)
     else:
-        reference = io.read_image(args.reference, "reference image")
+        reference = io.read_grid(args.reference)
         if reference.dimensions != len(transform.displacement):
             raise ValueError(f"{reference.name}: must be {len(transform.displacement)}-D as the transform, "
                              f"got {reference.dimensions}-D")  # fmt: skip

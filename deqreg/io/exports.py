@@ -105,16 +105,13 @@ def write_greedy(path: str | os.PathLike[str], matrix: np.ndarray) -> None:
         temporary.write_text("".join(f"{_numbers(row)}\n" for row in matrix), encoding="utf-8")
 
 
-def write_voxels(
-    path: str | os.PathLike[str], field: DisplacementField, moving_affine: np.ndarray, *, space: int = 1
-) -> None:
+def write_voxels(path: str | os.PathLike[str], field: DisplacementField, moving_affine: np.ndarray) -> None:
     """Write a displacement as Learn2Reg has it: (X, Y, Z, 3) voxels, sampled as `moving(x + u(x))` by index.
 
     Args:
         path: ending in .nii or .nii.gz; its folder must exist.
         field: the displacement and its grid.
         moving_affine: [4, 4], voxels of the moving image to RAS millimetres.
-        space: the NIfTI code of the world (`Volume.space`).
 
     Raises:
         ValueError: another suffix.
@@ -135,7 +132,7 @@ def write_voxels(
     u = voxel_map(field.displacement, field.affine, moving_affine)
     for axis, size in enumerate(u.shape[1:]):
         u[axis] -= torch.arange(size, dtype=u.dtype).view(-1, *[1] * (d - 1 - axis))
-    save_nifti(path, np.ascontiguousarray(u.movedim(0, -1).numpy()), field.affine, space)
+    save_nifti(path, np.ascontiguousarray(u.movedim(0, -1).numpy()), field.affine, field.space)
 
 
 def _elastix_grid(shape: Sequence[int], affine: np.ndarray) -> list[str]:

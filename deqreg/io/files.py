@@ -149,6 +149,24 @@ def read_values(image: nib.Nifti1Pair | nib.MGHImage, name: str) -> np.ndarray:
         raise ValueError(f"{name}: cut off or damaged, its data cannot be read; copy or convert it again") from error
 
 
+def world_code(image: nib.Nifti1Pair | nib.MGHImage) -> int:
+    """Tell which world an image's affine leads to.
+
+    Args:
+        image: from `open_nifti`.
+
+    Returns:
+        The NIfTI code of the sform, else of the qform; 1, the scanner's, where there is neither.
+
+    Example:
+        >>> world_code(nib.Nifti1Image(np.ones((4, 5, 6), np.int16), np.eye(4)))
+        2
+    """
+    header: Any = image.header
+    codes = [int(header[key]) for key in ("sform_code", "qform_code")] if isinstance(image, nib.Nifti1Pair) else []
+    return next((code for code in codes if code > 0), 1)
+
+
 @contextmanager
 def _quiet_nibabel() -> Iterator[None]:
     """Keep nibabel from logging a header's faults beside the one line that is raised for them."""

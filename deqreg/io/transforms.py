@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from deqreg.io.affines import read_affine
-from deqreg.io.files import open_nifti, read_values
+from deqreg.io.files import open_nifti, read_values, world_code
 from deqreg.io.volumes import grid_matrix, save_nifti
 
 _VECTOR_INTENT = 1007
@@ -30,6 +30,7 @@ class DisplacementField:
     Attributes:
         displacement: [d, X, Y, Z] or [d, X, Y] float32, RAS millimetres; component a along world axis a.
         affine: [4, 4] float64, voxels of the grid to RAS millimetres.
+        space: the NIfTI code of the grid's world (`Volume.space`).
 
     Raises:
         ValueError: a displacement or an affine of another shape.
@@ -41,6 +42,7 @@ class DisplacementField:
 
     displacement: torch.Tensor
     affine: np.ndarray
+    space: int = 1
 
     def __post_init__(self) -> None:
         """Check the shapes."""
@@ -173,7 +175,7 @@ def read_displacement(path: str | os.PathLike[str], role: str = "displacement") 
     array = array.reshape(*shape[: shape[4]], shape[4])
     field = np.ascontiguousarray(np.moveaxis(array, -1, 0))
     np.negative(field[:2], out=field[:2])
-    return DisplacementField(torch.from_numpy(field), affine)
+    return DisplacementField(torch.from_numpy(field), affine, world_code(image))
 
 
 def read_transform(path: str | os.PathLike[str], role: str = "transform") -> np.ndarray | DisplacementField:

@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from deqreg.io.files import compressed, open_nifti, read_values, replacing
+from deqreg.io.files import compressed, open_nifti, read_values, replacing, world_code
 
 _SMALLEST_EXTENT = 4  # voxels; below this neither a pyramid nor a derivative means anything
 _LARGEST_LABEL = 2**24  # float32 holds every integer up to here
@@ -125,10 +125,62 @@ def read_image(source: Source, role: str = "image") -> Volume:
         >>> volume.data.dtype, volume.dtype
         (torch.float32, dtype('int16'))
     """
-    volume = _read(source, role)
+    volume = read_volume(source, role)
     low, high = volume.data.aminmax()
     if low == high:
         raise ValueError(f"{volume.name}: constant, every voxel is {float(low):g}; give an image with contrast")
+    return volume
+
+
+def read_volume(source: Source, role: str = "volume") -> Volume:
+    """Read a volume that may be constant, such as a mask or a segmentation.
+
+    Args:
+        source: a path (.nii, .nii.gz), a nibabel image or a `Volume`.
+        role: what it is to the caller ("moving image"); messages begin with it and the path.
+
+    Returns:
+        The volume, with finite values.
+
+    Raises:
+        ValueError: the source cannot be read, is a series or a vector image, is smaller than 4 voxels along an axis, or
+            has NaN or infinite voxels.
+
+    Example:
+        >>> read_volume(nib.Nifti1Image(np.ones((4, 5, 6), np.uint8), np.eye(4))).data.sum()
+        tensor(120.)
+    """
+    volume = source if isinstance(source, Volume) else _from_nifti(source, role)
+    _check_extents(volume)
+    bad = volume.data.numel() - int(torch.isfinite(volume.data).sum())
+    if bad:
+        raise ValueError(
+            f"{volume.name}: {bad} of {volume.data.numel()} voxels are NaN or infinite; "
+            "replace them first, for example by 0"
+        )
+    return volume
+
+
+def read_grid(source: Source, role: str = "reference image") -> Volume:
+    """Read where an image lies, whatever its values are.
+
+    Args:
+        source: a path (.nii, .nii.gz), a nibabel image or a `Volume`.
+        role: what it is to the caller ("reference image"); messages begin with it and the path.
+
+    Returns:
+        A volume on that grid, whose values mean nothing: they are not read.
+
+    Raises:
+        ValueError: the source cannot be read, is a series or a vector image, or is smaller than 4 voxels along an axis.
+
+    Example:
+        >>> grid = read_grid(nib.Nifti1Image(np.full((4, 5, 6), np.nan), np.diag([2.0, 2.0, 3.0, 1.0])))
+        >>> grid.data.shape, grid.spacing.tolist()
+        (torch.Size([4, 5, 6]), [2.0, 2.0, 3.0])
+    """
+    volume = source if isinstance(source, Volume) else _from_nifti(source, role, values=False)
+    _check_extents(volume)
     return volume
 
 
@@ -153,7 +205,7 @@ def read_mask(source: Source, image: Volume, role: str = "mask") -> Volume:
         >>> read_mask(nib.Nifti1Image(inside, np.eye(4)), image).data.sum()
         tensor(120.)
     """
-    volume = _read(source, role)
+    volume = read_volume(source, role)
     check_same_grid(volume, image)
     inside = volume.data > 0
     if not bool(inside.any()):
@@ -185,7 +237,7 @@ def read_labels(source: Source, image: Volume, role: str = "labels") -> Volume:
         >>> read_labels(nib.Nifti1Image(parcels, np.eye(4)), image).data.max()
         tensor(119.)
     """
-    volume = _read(source, role)
+    volume = read_volume(source, role)
     check_same_grid(volume, image)
     fractions = volume.data != volume.data.round()
     if bool(fractions.any()):
@@ -305,24 +357,16 @@ def save_nifti(
             nib.save(image, temporary)
 
 
-def _read(source: Source, role: str) -> Volume:
-    """Read a scalar volume with finite values and extents that make sense."""
-    volume = source if isinstance(source, Volume) else _from_nifti(source, role)
+def _check_extents(volume: Volume) -> None:
     if min(volume.data.shape) < _SMALLEST_EXTENT:
         raise ValueError(
             f"{volume.name}: must have at least {_SMALLEST_EXTENT} voxels along each axis, "
             f"got {list(volume.data.shape)}"
         )
-    bad = volume.data.numel() - int(torch.isfinite(volume.data).sum())
-    if bad:
-        raise ValueError(
-            f"{volume.name}: {bad} of {volume.data.numel()} voxels are NaN or infinite; "
-            "replace them first, for example by 0"
-        )
-    return volume
 
 
-def _from_nifti(source: Any, role: str) -> Volume:
+def _from_nifti(source: Any, role: str, *, values: bool = True) -> Volume:
+    """Read a scalar volume; without its values, zeros that take no memory stand for them."""
     image, affine, name = open_nifti(source, role)
     shape = tuple(image.shape)
     # before the values are read: a series may be many times what is expected
@@ -332,11 +376,9 @@ def _from_nifti(source: Any, role: str) -> Volume:
         raise ValueError(f"{name}: is a series of shape {list(shape)}; give one 3-D volume (X, Y, Z)")
     if len(shape) < 2:
         raise ValueError(f"{name}: must have shape (X, Y, Z) or (X, Y), got {list(shape)}")
-    array = read_values(image, name).reshape(shape[:2] if shape[2:3] == (1,) else shape[:3])
-    header: Any = image.header
-    codes = [int(header[key]) for key in ("sform_code", "qform_code")] if isinstance(image, nib.Nifti1Pair) else []
-    space = next((code for code in codes if code > 0), 1)
-    return Volume(torch.from_numpy(array), affine, np.dtype(image.get_data_dtype()).newbyteorder("="), space, name)
+    extents = shape[:2] if shape[2:3] == (1,) else shape[:3]
+    data = torch.from_numpy(read_values(image, name).reshape(extents)) if values else torch.zeros(()).expand(extents)
+    return Volume(data, affine, np.dtype(image.get_data_dtype()).newbyteorder("="), world_code(image), name)
 
 
 def _as_dtype(array: np.ndarray, dtype: np.dtype) -> np.ndarray:

@@ -84,3 +84,27 @@ def test_dimensions_have_to_agree(shift, one_line):
     io.write_volume(shift / "flat.nii.gz", np.random.default_rng(0).random((8, 8)), np.eye(4))
     line = one_line("apply", shift / "shift.nii.gz", shift / "flat.nii.gz", "-o", shift / "out.nii.gz")
     assert line.endswith("flat.nii.gz: must be 3-D as the displacement, got 2-D")
+
+
+def apply(folder, *sources, out="out", more=()):
+    return main(["apply", *map(str, (folder / "shift.nii.gz", *sources, "-o", folder / out, *more))])
+
+
+def test_a_reference_gives_its_grid_whatever_its_values_and_images_need_no_contrast(shift):
+    grid, nothing = np.diag([2.0, 2.0, 2.0, 1.0]), np.full((9, 8, 7), np.nan)
+    nib.save(nib.Nifti1Image(nothing, grid), shift / "nothing.nii.gz")
+    for value in (0, 1):
+        io.write_volume(shift / f"{value}.nii.gz", np.full((9, 8, 7), value), grid, dtype=np.uint8)
+    more = ["--interpolation", "nearest", "--reference", shift / "nothing.nii.gz"]
+    assert apply(shift, shift / "0.nii.gz", shift / "1.nii.gz", more=more) == 0
+    assert [int(values(shift / "out" / f"{value}.nii.gz")[:8].mean()) for value in (0, 1)] == [0, 1]
+
+
+@pytest.mark.parametrize("reference", [False, True])
+def test_results_have_the_world_code_of_the_grid_they_take(shift, reference):
+    grid = np.diag([2.0, 2.0, 2.0, 1.0])
+    still = torch.zeros(3, 9, 8, 7)
+    io.write_displacement(shift / "shift.nii.gz", still, grid, space=4)
+    io.write_volume(shift / "reference.nii.gz", still[0], grid, space=2)
+    assert apply(shift, shift / "ramp.nii.gz", more=["--reference", shift / "reference.nii.gz"] * reference) == 0
+    assert int(nib.load(shift / "out" / "ramp.nii.gz").header["sform_code"]) == (2 if reference else 4)

@@ -43,6 +43,15 @@ def test_learn2reg_voxels_sample_the_moving_array(pair):
     np.testing.assert_allclose(sampled[inside], warped[inside], atol=1e-4)
 
 
+def test_learn2reg_has_the_world_code_of_the_displacement(pair):
+    field = io.read_displacement(pair / "d.nii.gz")
+    io.write_displacement(pair / "d.nii.gz", field.displacement, field.affine, space=4)
+    nib.save(nib.Nifti1Image(np.full((4, 5, 6), np.nan), np.eye(4)), pair / "moving.nii.gz")  # its grid alone matters
+    words = [str(pair / "d.nii.gz"), "--format", "learn2reg", "--reference", str(pair / "moving.nii.gz")]
+    assert main(["export", *words, "-o", str(pair / "disp.nii.gz")]) == 0
+    assert int(nib.load(pair / "disp.nii.gz").header["sform_code"]) == 4
+
+
 def test_elastix_takes_the_displacement_and_its_grid(pair):
     assert main(["export", str(pair / "d.nii.gz"), "--format", "elastix", "-o", str(pair / "t.txt")]) == 0
     found = parameters(pair / "t.txt")

@@ -64,6 +64,13 @@ def test_the_inverse_of_a_matrix_is_a_matrix(bent):
     np.testing.assert_allclose(product, np.eye(4), atol=1e-12)
 
 
+def test_the_grid_of_a_constant_reference_is_taken(bent):
+    io.write_volume(bent / "moving.nii.gz", torch.full((4, 5, 6), float("nan")), np.eye(4))
+    words = [str(bent / "d.nii.gz"), "--reference", str(bent / "moving.nii.gz"), "-o", str(bent / "back.nii.gz")]
+    assert main(["invert", *words]) == 0
+    assert nib.load(bent / "back.nii.gz").shape == (4, 5, 6, 1, 3)
+
+
 def test_bad_input_is_one_line_and_writes_nothing(bent, one_line):
     d, a, moving = bent / "d.nii.gz", bent / "a.tfm", bent / "moving.nii.gz"
     io.write_landmarks(bent / "far.csv", np.array([[999.0, 0, 0]]))

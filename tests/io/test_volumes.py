@@ -9,7 +9,7 @@ import pytest
 import SimpleITK
 import torch
 
-from deqreg.io import Volume, read_image, read_labels, read_mask, write_volume
+from deqreg.io import Volume, read_grid, read_image, read_labels, read_mask, read_volume, write_volume
 from tests.io.grids import oblique_affine
 
 SHAPE = (6, 7, 5)
@@ -226,6 +226,15 @@ class TestBadInput:
         with pytest.raises(ValueError, match=said) as error:
             read_image(path, "fixed image")
         check_message(error, path)
+
+    def test_values_do_not_matter_to_a_grid_nor_contrast_to_a_volume(self):
+        grid = read_grid(nib.Nifti1Image(np.full(SHAPE, np.nan), OBLIQUE))
+        assert (tuple(grid.data.shape), grid.affine.tolist()) == (SHAPE, OBLIQUE.tolist())
+        assert not read_volume(nib.Nifti1Image(np.zeros(SHAPE), OBLIQUE)).data.any()
+        with pytest.raises(ValueError, match="is a series of shape"):
+            read_grid(nib.Nifti1Image(np.zeros((*SHAPE, 2)), OBLIQUE))
+        with pytest.raises(ValueError, match="1 of 210 voxels are NaN"):
+            read_volume(nib.Nifti1Image(with_value(np.nan), OBLIQUE))
 
     def test_missing_file_and_folder(self, tmp_path):
         with pytest.raises(ValueError, match="no such file") as error:
