@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deqreg.cli.output import check_folder
+from deqreg.cli.output import check_file, check_not_input, publishing
 
 if TYPE_CHECKING:  # for annotations alone: they import torch, and help must be quick
     import torch
 
     from deqreg.io import DisplacementField, Volume
+
+_SUFFIXES = (".nii", ".nii.gz")
 
 
 def add(commands: Any) -> None:
@@ -26,7 +28,7 @@ def add(commands: Any) -> None:
     parser.add_argument("displacement", metavar="DISPLACEMENT", help="displacement.nii.gz of a registration")
     parser.add_argument("moving", metavar="MOVING", nargs="+", help="images in the world of the moving image")
     parser.add_argument("-o", "--output", metavar="OUT", required=True, type=Path,
-                        help="a .nii or .nii.gz file; or a folder, which receives files of MOVING's names")  # fmt: skip
+                        help="a .nii or .nii.gz file; or a folder, which receives NIfTI of MOVING's names")  # fmt: skip
     parser.add_argument("--interpolation", default="linear", choices=["linear", "nearest"],
                         help="nearest for labels and masks (default: linear)")  # fmt: skip
     parser.add_argument(
@@ -36,34 +38,37 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Resample each image and write it."""
+    """Resample all images, then write them."""
     from deqreg import io
 
     targets = _targets(args.moving, args.output)
-    for folder in {target.parent for target in targets}:
-        check_folder(folder)
+    inputs = [args.displacement, *args.moving, *([] if args.reference is None else [args.reference])]
+    for target in targets:
+        check_file(target, _SUFFIXES)
+        check_not_input(target, inputs)
     field = io.read_displacement(args.displacement)
     if args.reference is not None:
         field = _on_grid(field, io.read_grid(args.reference))
     images = [io.read_volume(source, "moving image") for source in args.moving]
     warped = [_resample(image, field, args.interpolation) for image in images]
-    for image, result, target in zip(images, warped, targets, strict=True):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        dtype = image.dtype if args.interpolation == "nearest" else np.dtype(np.float32)
-        io.write_volume(target, result, field.affine, dtype=dtype, space=field.space)
-        print(target)
+    with publishing(targets[0].parent, [target.name for target in targets]) as folder:
+        for image, result, target in zip(images, warped, targets, strict=True):
+            dtype = _type_on_file(image, args.interpolation)
+            io.write_volume(folder / target.name, result, field.affine, dtype=dtype, space=field.space)
+    print(*targets, sep="\n")
     return 0
 
 
 def _targets(sources: list[str], output: Path) -> list[Path]:
-    """Name the file that each image goes to."""
-    if output.name.endswith((".nii", ".nii.gz")):
+    """Name the file that each image goes to, all of them in one folder."""
+    if output.name.endswith(_SUFFIXES):
         if len(sources) > 1:
             raise ValueError(f"-o must be a folder for {len(sources)} images, got the file {output}")
-        if output.is_dir():
-            raise ValueError(f"-o {output}: is a folder; give a file in it")
         return [output]
-    targets = [output / Path(source).name for source in sources]
+    names = [Path(source).name for source in sources]
+    targets = [
+        output / (name if name.endswith(_SUFFIXES) else Path(name).with_suffix(".nii.gz").name) for name in names
+    ]
     if len(set(targets)) < len(targets):
         raise ValueError(f"images must have different names to go to one folder, got {', '.join(sources)}")
     return targets
@@ -98,6 +103,13 @@ def _resample(image: Volume, field: DisplacementField, interpolation: str) -> to
     u = torch.tensordot(to_voxels, field.displacement, dims=1)[None]
     affine = _voxel_map(np.linalg.inv(image.matrix) @ grid)
     return spatial.pull(image.data[None, None], u, affine, interpolation)[0, 0]
+
+
+def _type_on_file(image: Volume, interpolation: str) -> np.dtype:
+    """The image's own type for whole numbers, which nearest neighbours keep; else float32."""
+    data = image.data  # integers on file may be scaled, to fractions and beyond what any integer type holds
+    whole = interpolation == "nearest" and bool((data == data.round()).all()) and float(data.abs().max()) < 2**31
+    return image.dtype if whole else np.dtype(np.float32)
 
 
 def _voxel_map(matrix: np.ndarray) -> torch.Tensor:

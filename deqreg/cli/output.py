@@ -57,6 +57,24 @@ def check_file(path: Path, suffixes: Sequence[str]) -> None:
     check_folder(path.parent)
 
 
+def check_not_input(path: Path, inputs: Sequence[str | os.PathLike[str]]) -> None:
+    """Raise where a file to be written is one of those that are read, by whatever name.
+
+    Args:
+        path: the file to write.
+        inputs: the files that are read.
+
+    Raises:
+        ValueError: it is one of them.
+
+    Example:
+        >>> check_not_input(Path("warped.nii.gz"), ["moving.nii.gz"])
+    """
+    for source in map(Path, inputs):
+        if path.exists() and source.exists() and path.samefile(source):
+            raise ValueError(f"-o {path}: is the input {source}; give another place")
+
+
 @contextmanager
 def publishing(folder: Path, products: Sequence[str]) -> Iterator[Path]:
     """Give a temporary folder, and move its files to `folder` when the block ends without an error.

@@ -108,3 +108,41 @@ def test_results_have_the_world_code_of_the_grid_they_take(shift, reference):
     io.write_volume(shift / "reference.nii.gz", still[0], grid, space=2)
     assert apply(shift, shift / "ramp.nii.gz", more=["--reference", shift / "reference.nii.gz"] * reference) == 0
     assert int(nib.load(shift / "out" / "ramp.nii.gz").header["sform_code"]) == (2 if reference else 4)
+
+
+@pytest.mark.parametrize("name", ["shift", "ramp", "reference"])
+def test_no_input_is_overwritten(shift, one_line, name):
+    (shift / "reference.nii.gz").write_bytes((shift / "ramp.nii.gz").read_bytes())
+    (shift / "out").mkdir()
+    (shift / "out" / "ramp.nii.gz").symlink_to(shift / f"{name}.nii.gz")
+    words = ["-o", shift / "out", "--reference", shift / "reference.nii.gz"]
+    line = one_line("apply", shift / "shift.nii.gz", shift / "ramp.nii.gz", *words)
+    assert line.endswith(f"{shift / 'out' / 'ramp.nii.gz'}: is the input {shift / name}.nii.gz; give another place")
+
+
+def test_scaled_integers_and_other_formats_become_nifti(shift):
+    """Of MOVING in .mgz, and of integers scaled by 0.1, which no integer type holds."""
+    ramp = nib.load(shift / "ramp.nii.gz")
+    scaled = nib.Nifti1Image(values(shift / "ramp.nii.gz").astype(np.int16), ramp.affine)
+    scaled.header.set_slope_inter(0.1, 0)
+    nib.save(scaled, shift / "scaled.nii.gz")
+    nib.save(nib.MGHImage(values(shift / "ramp.nii.gz"), ramp.affine), shift / "free.mgz")
+    assert apply(shift, shift / "free.mgz", shift / "scaled.nii.gz", more=["--interpolation", "nearest"]) == 0
+    free, tenth = (nib.load(shift / "out" / f"{name}.nii.gz") for name in ("free", "scaled"))
+    assert tenth.get_data_dtype() == np.float32
+    np.testing.assert_allclose(tenth.get_fdata(), free.get_fdata() / 10, atol=1e-6)
+
+
+def test_all_images_are_written_or_none(shift, monkeypatch):
+    (shift / "other.nii.gz").write_bytes((shift / "ramp.nii.gz").read_bytes())
+    write = io.write_volume
+
+    def fail(path, *args, **options):
+        if path.name == "other.nii.gz":
+            raise OSError(28, "No space left on device", str(path))
+        write(path, *args, **options)
+
+    monkeypatch.setattr(io, "write_volume", fail)
+    before = sorted(shift.iterdir())
+    assert apply(shift, shift / "ramp.nii.gz", shift / "other.nii.gz") == 2
+    assert sorted(shift.iterdir()) == before
