@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-from importlib.metadata import version
 from typing import Any
 
 
@@ -42,10 +41,11 @@ def collect() -> dict[str, Any]:
     import torch
 
     from deqreg import _C
+    from deqreg.registration import versions
 
+    found = versions()
     return {
-        **{package: version(package) for package in ("deqreg", "torch", "numpy", "nibabel")},
-        "python": platform.python_version(),
+        **{name: found[name] for name in ("deqreg", "torch", "numpy", "nibabel", "python")},
         "platform": platform.platform(),
         "compiler": _C.compiler,
         "instruction_sets_compiled": _C.instruction_sets_compiled(),

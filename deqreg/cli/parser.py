@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import re
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib import metadata
 from typing import Any, NoReturn
 
 _UNITS = {"": 1, "B": 1} | {
@@ -35,7 +36,11 @@ class ShowVersion(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         """Print and exit."""
-        print(f"deqreg {version('deqreg')}")
+        try:
+            found = metadata.version("deqreg")
+        except metadata.PackageNotFoundError:  # run from a checkout that was never installed
+            found = "not installed"
+        print(f"deqreg {found}")
         parser.exit()
 
 
