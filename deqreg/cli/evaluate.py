@@ -9,7 +9,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from deqreg.cli.output import check_folder
+from deqreg.cli.output import check_file
+from deqreg.cli.parser import check_installed
 
 if TYPE_CHECKING:  # for annotations alone: they import torch, and help must be quick
     from deqreg.data import Case
@@ -55,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
     from deqreg.report import write_json
 
     if args.output is not None:
-        check_folder(args.output.parent)
+        check_file(args.output)
+    check_installed(args.method)
     dataset = read_dataset(args.dataset)
     pairs = dataset.validation_pairs if args.pairs == "validation" else dataset.training_pairs
     if args.limit is not None and args.limit < 1:

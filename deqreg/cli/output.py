@@ -36,12 +36,12 @@ def check_folder(folder: Path) -> None:
         raise ValueError(f"output folder {folder}: cannot be written to: {error.strerror}") from error
 
 
-def check_file(path: Path, suffixes: Sequence[str]) -> None:
+def check_file(path: Path, suffixes: Sequence[str] = ("",)) -> None:
     """Raise unless a file of that name can be written.
 
     Args:
         path: the file.
-        suffixes: what its name may end in.
+        suffixes: what its name may end in; anything by default.
 
     Raises:
         ValueError: another suffix, a folder of that name, or a place that cannot be written to.

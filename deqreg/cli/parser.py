@@ -67,3 +67,19 @@ def memory_size(text: str) -> int:
     if size <= 0:
         raise argparse.ArgumentTypeError(f"must be an amount of memory such as 8GiB or 500MB, got {text!r}")
     return size
+
+
+def check_installed(method: str) -> None:
+    """Raise unless what a method needs beside deqreg's own dependencies is installed.
+
+    Args:
+        method: of `deqreg register`.
+
+    Raises:
+        ValueError: a package is missing: how to install it.
+
+    Example:
+        >>> check_installed("variational")
+    """
+    if method == "equilibrium" and importlib.util.find_spec("safetensors") is None:
+        raise ValueError("--method equilibrium reads its weights with safetensors: pip install 'deqreg[cli]'")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from deqreg.cli.memory import keep_freed_memory
 from deqreg.cli.output import check_folder, publishing
-from deqreg.cli.parser import memory_size
+from deqreg.cli.parser import check_installed, memory_size
 from deqreg.cli.progress import ProgressLines
 
 if TYPE_CHECKING:  # for annotations alone: it imports torch, and help must be quick
@@ -96,6 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Register, write, and say how it went."""
     check_folder(args.output)
+    check_installed(args.method)
     if args.memory_budget is None and not args.symmetric:  # which holds twice as much as it is
         keep_freed_memory()
     registration = _register(args)

@@ -1,6 +1,7 @@
 """`deqreg evaluate` on a small set whose displacements are known."""
 
 import json
+import sys
 
 import pytest
 
@@ -39,3 +40,12 @@ def test_it_measures_each_pair_and_the_means(lungs, tmp_path, capsys):
 def test_bad_input(lungs, capsys, words, message):
     assert main(["evaluate", str(lungs), *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_folder_in_the_place_of_the_file_is_found_before_computing(lungs, tmp_path, one_line):
+    assert one_line("evaluate", lungs, "-o", tmp_path).endswith(f"-o {tmp_path}: is a folder; give a file in it")
+
+
+def test_the_learned_method_without_safetensors_is_one_line(lungs, monkeypatch, one_line):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    assert "pip install 'deqreg[cli]'" in one_line("evaluate", lungs, "--method", "equilibrium")

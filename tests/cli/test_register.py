@@ -168,6 +168,13 @@ def test_without_matplotlib_the_picture_is_left_out(flat, tmp_path, capsys, monk
     assert "Matplotlib is not installed" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
+def test_the_learned_method_without_safetensors_is_one_line(flat, tmp_path, one_line, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    images = [flat / "fixed.nii.gz", flat / "moving.nii.gz"]
+    line = one_line("register", *images, "-o", tmp_path / "out", "--preset", "brain", "--method", "equilibrium")
+    assert line.endswith("--method equilibrium reads its weights with safetensors: pip install 'deqreg[cli]'")
+
+
 def image_of(array):
     return nib.Nifti1Image(array, np.diag([2.0, 2.0, 2.0, 1.0]))
 
