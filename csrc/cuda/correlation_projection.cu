@@ -10,8 +10,9 @@
 namespace deqreg::cuda {
 namespace {
 
-// Outputs whose sums a block keeps at a time. More are further parts of a tile, which correlate again.
-constexpr int outputs_at_a_time = 32;
+// Outputs whose sums a block keeps at a time. More are further parts of a tile, which correlate again. With the tiles
+// of the images these fit the 99 KiB that consumer devices since sm_86 lend to a block.
+constexpr int outputs_at_a_time = 28;
 
 template <class Storage>
 struct Projection {
@@ -166,9 +167,10 @@ __global__ void __launch_bounds__(displaced_threads<T>, resident_threads<T> / di
   });
 }
 
+/// `most` is the same for every launch: the limit is the kernel's, and another thread may be launching it.
 template <class Kernel>
-void allow_shared(Kernel kernel, std::size_t bytes) {
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+void allow_shared(Kernel kernel, std::size_t most) {
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(most));
 }
 
 template <class Storage, int radius>
@@ -188,7 +190,7 @@ void project(const CorrelationProjection& op, cudaStream_t stream) {
     const Tiles tiles = displaced_tiles<T>(extent);
     const auto kernel = project_displaced_kernel<Storage, radius>;
     const std::size_t bytes = (shifts * shifts + kept) * displaced_threads<T> * sizeof(T);
-    allow_shared(kernel, bytes);
+    allow_shared(kernel, (shifts * shifts + outputs_at_a_time) * displaced_threads<T> * sizeof(T));
     run_shared(stream, tiles.blocks(extent, parts), displaced_threads<T>, bytes, kernel, extent, tiles, fixed, moving,
                static_cast<const T*>(op.displacement), projection, out, scale, parts);
     return;
@@ -197,7 +199,7 @@ void project(const CorrelationProjection& op, cudaStream_t stream) {
   const Tiles tiles(extent, S::rows);
   const auto kernel = project_kernel<Storage, radius>;
   const std::size_t bytes = kept * S::rows * warp_lanes * sizeof(T);
-  allow_shared(kernel, bytes);
+  allow_shared(kernel, outputs_at_a_time * S::rows * warp_lanes * sizeof(T));
   run_shared(stream, tiles.blocks(extent, parts), S::threads, bytes, kernel, extent, tiles, fixed, moving, projection,
              out, scale, parts);
 }

@@ -48,7 +48,7 @@ struct Plan {
         static_cast<std::int32_t>(divide_up(radius[2] <= 8 ? 64 : 2 * radius[2] + warp_lanes, warp_lanes)) * warp_lanes;
     width = columns - 2 * radius[2];
     rows = tile_rows + 2 * radius[1];
-    pitch = columns + 1;
+    pitch = columns + 3;  // odd; the last group of a row reads two columns past it
     box_pitch = static_cast<std::int32_t>(divide_up(width, group)) * group + 1;
     const std::int32_t extent[] = {chunk_planes, tile_rows, width};
     for (int a = 0; a < 3; ++a) tiles[a] = static_cast<std::int32_t>(divide_up(size[a], extent[a]));
@@ -194,9 +194,9 @@ __device__ __forceinline__ T reduce_block(T value, const Combine& combine) {
   values[threadIdx.x] = value;
   for (int half = block_threads / 2; half > 0; half /= 2) {
     __syncthreads();
-    if (threadIdx.x < half) values[threadIdx.x] = combine(values[threadIdx.x], values[threadIdx.x + half]);
+    if (threadIdx.x < half) values[threadIdx.x] = value = combine(value, values[threadIdx.x + half]);
   }
-  return values[0];
+  return value;
 }
 
 struct Add {
@@ -425,7 +425,8 @@ void run_march(cudaStream_t stream, const Plan& plan, std::size_t bytes, unsigne
                void (*kernel)(Parameters...), Arguments... arguments) {
   const bool fits = bytes <= shared_limit;
   const std::int64_t blocks = at_most(plan.batch * plan.tiles_per_sample(), fits ? max_blocks_x : scratch_blocks);
-  if (fits) cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  // the same for every launch: the limit is the kernel's, and another thread may be launching it
+  if (fits) cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_limit));
   run_shared(stream, dim3(static_cast<unsigned>(blocks)), block_threads, fits ? bytes : 0, kernel, plan, arguments...,
              fits ? nullptr : scratch, static_cast<std::int64_t>(bytes));
 }

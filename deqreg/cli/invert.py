@@ -27,7 +27,6 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Invert and write."""
     import numpy as np
-    import torch
 
     from deqreg import io, transforms
     from deqreg.spatial import Grid
@@ -47,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         if reference.dimensions != len(transform.displacement):
             raise ValueError(f"{reference.name}: must be {len(transform.displacement)}-D as the transform, "
                              f"got {reference.dimensions}-D")  # fmt: skip
-        grid = Grid(tuple(reference.data.shape), torch.from_numpy(np.ascontiguousarray(reference.matrix)))
+        grid = Grid.of(reference.data.shape, reference.matrix)
         displacement = transforms.invert(transform, grid)
         args.output.parent.mkdir(parents=True, exist_ok=True)
         io.write_displacement(args.output, displacement, reference.affine, space=reference.space)
