@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(block_threads)
   for (std::int64_t sample = blockIdx.y; sample < ring.batch; sample += gridDim.y) {
     if (!core::takes_part(counters[sample], slots)) continue;
     const auto slot = static_cast<std::int32_t>(counters[sample].slot);
-    const auto valid = static_cast<std::int32_t>(counters[sample].valid) & ((1 << slots) - 1);
+    const auto valid = static_cast<std::int32_t>(counters[sample].valid);
     const T* past = ring.residuals + ring.slot(0, sample) + begin;
     const std::int64_t stride = ring.slot(1, 0);
     const T* from_z = z + ring.slot(0, sample) + begin;
