@@ -537,6 +537,9 @@ def _solve_level(
     elif compares_structure(level, preset):
         aligned = resample(pulled.data, pulled.grid, grid, world)
         beside = self_similarity(seen, field_shape), self_similarity(aligned, field_shape)
+    mask = _only_mask(images, world, displacement, grid)
+    if mask is not None and not bool(mask.any()):
+        raise ValueError("a mask alone must cover a part of both images after the alignment, got none")
     landmarks = None
     if marks is not None:
         points, reached = (grid.resized(field_shape).to_voxels(side)[None] for side in marks)
@@ -548,7 +551,7 @@ def _solve_level(
         field=field_shape,
         spacing=grid.spacing,
         affine=grid.map_to(pulled.grid, world),
-        mask=_only_mask(images, world, displacement, grid),
+        mask=mask,
         features=beside,
         landmarks=landmarks,
     )
@@ -568,10 +571,7 @@ def _only_mask(images: tuple[Image, Image], world: Tensor, displacement: Tensor,
     assert moving is not None
     u = resize_displacement(displacement, grid.shape)
     affine = grid.map_to(images[1].grid, world).to(u)[None]
-    covered = ops.warp(moving, u, affine=affine, interpolation="nearest", padding="zeros")
-    if not bool(covered.any()):
-        raise ValueError("the moving mask must cover a part of the fixed image after the alignment, got none")
-    return covered
+    return ops.warp(moving, u, affine=affine, interpolation="nearest", padding="zeros")
 
 
 def _resample(
