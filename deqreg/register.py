@@ -39,7 +39,7 @@ from deqreg.spatial import (
     scale_intensities,
     self_similarity,
 )
-from deqreg.symmetric import solve_symmetric, square_root
+from deqreg.symmetric import meet, square_root
 from deqreg.transforms import grid_of, join, split
 
 METHODS = ("variational", "equilibrium")
@@ -117,7 +117,7 @@ def register(
     """Find the transform that brings one image onto another.
 
     An affine alignment, then a deformation: the equilibrium `u* = f(u*)` of the classical update on each level of a
-    pyramid, coarse to fine.
+    pyramid, coarse to fine. On as many of the coarsest levels as the preset says both images move, and meet half-way.
 
     Args:
         fixed: the image that stays: a path, a nibabel image, a `deqreg.io.Volume`, or a `[X, Y, Z]` or `[X, Y]`
@@ -184,7 +184,7 @@ def register(
             if refine and chosen.refinement is not None:
                 chosen = replace(chosen, levels=chosen.refinement)
             if method == "variational" or refine:
-                chosen = _fit_budget(chosen, pair, memory_budget, 2 if symmetric else 1)
+                chosen = _fit_budget(chosen, pair, memory_budget, symmetric)
             weights = _weights(chosen) if method == "equilibrium" else None
             where = _device(device)
             both = pair.fixed_mask is not None and pair.moving_mask is not None
@@ -198,7 +198,7 @@ def register(
                 contrast = "other" if contrast_is_reversed(*images, world) else "same"
             if contrast == "other":
                 images = images[0], match_contrast(*images, world)
-        levels, inverse = [], None
+        levels: list[LevelReport] = []
         marks = _marks(pair, world) if use_landmarks else None
         first, inner = _domain(*images, world)
         displacement = _inside(displacement, first, inner.grid.shape)
@@ -210,16 +210,21 @@ def register(
                     coarse=refine,
                 )  # fmt: skip
                 levels.append(report)
-        if symmetric:
-            with clock.stage("symmetric"):
-                start = displacement, inner.grid.resized(displacement.shape[2:])
-                border = _BORDER * min(images[0].grid.spacing)
-                found = solve_symmetric(images, world, start, features, chosen, border, _ROUNDING, progress)
-                displacement, inverse = found.displacement, found.inverse
-                levels += found.levels
         # refined from the coarsest level again: what the learned features pull at there, the field has to have room for
-        classical = () if symmetric or (weights is not None and not refine) else chosen.levels
-        for number, level in enumerate(classical, 1):
+        classical = () if weights is not None and not refine else chosen.levels
+        half_way = len(chosen.levels) if symmetric else 0
+        if weights is None and not symmetric and _both_may_move(pair, start, world, marks):
+            half_way = min(chosen.half_way, len(chosen.levels))
+        meeting = None
+        if half_way:
+            with clock.stage("half-way"):
+                known = displacement, inner.grid.resized(displacement.shape[2:])
+                border = _BORDER * min(images[0].grid.spacing)
+                meeting = meet(images, world, known, features, chosen, half_way, border, _ROUNDING, progress)
+                levels += meeting.levels
+                met = inner.grid.resized(level_shapes(inner.grid, chosen.levels[half_way - 1], chosen)[0])
+                displacement = meeting.displacement(images[0].grid if symmetric else met)
+        for number, level in enumerate(classical[half_way:], half_way + 1):
             with clock.stage(f"level {number}"):
                 label = f"level {number}/{len(classical)}"
                 displacement, report = _solve_level(
@@ -230,7 +235,8 @@ def register(
             if not symmetric:
                 displacement = _extended(displacement, first, inner.grid.shape, images[0].grid.shape)
             outputs = _resample(pair, images, world, displacement, chosen)
-            if inverse is not None:
+            if symmetric and meeting is not None:
+                inverse = meeting.inverse(images[1].grid)
                 outputs |= _inverse(images, world, displacement, inverse, outputs["displacement"])
     clock.seconds["total"] = time.perf_counter() - started
     settings = {
@@ -238,6 +244,7 @@ def register(
         "method": method,
         "refine": refine,
         "symmetric": symmetric,
+        "half_way": half_way,
         "use_landmarks": use_landmarks,
         "contrast": contrast,
         "initial": str(initial),
@@ -394,8 +401,8 @@ def _choose_preset(pair: _Pair) -> Preset:
     return read_preset("brain" if data.ndim == 3 and background > 0.35 and fine else "generic")
 
 
-def _fit_budget(preset: Preset, pair: _Pair, budget: int | None, sides: int) -> Preset:
-    """The preset without the levels that would not fit into `budget` bytes, of one or both images' displacements."""
+def _fit_budget(preset: Preset, pair: _Pair, budget: int | None, symmetric: bool) -> Preset:
+    """The preset without the levels that would not fit into `budget` bytes."""
     if budget is None:
         return preset
     grid = Grid.of(pair.fixed.data.shape, pair.fixed.matrix)
@@ -405,6 +412,7 @@ def _fit_budget(preset: Preset, pair: _Pair, budget: int | None, sides: int) -> 
 
     def needed(level: Level) -> int:
         shape, field_shape = level_shapes(grid, level, preset)
+        sides = 2 if symmetric or level in preset.levels[: preset.half_way] else 1
         return 4 * sides * int(_IMAGE_VOLUMES * np.prod(shape) + fields * grid.dims * np.prod(field_shape))
 
     fitting = tuple(level for level in preset.levels if needed(level) <= budget)
@@ -456,6 +464,18 @@ def _initial(
     back = align(moving, fixed, preset.affine, window=preset.affine_window, progress=report)
     # the mean of the two: exchanging the images inverts it
     return forth @ square_root(torch.linalg.inv(forth) @ torch.linalg.inv(back))[0], none
+
+
+def _both_may_move(
+    pair: _Pair, start: str | np.ndarray | DisplacementField, world: Tensor, marks: tuple[Tensor, Tensor] | None
+) -> bool:
+    """Whether a registration may begin half-way: nothing that is given is of one image's grid alone."""
+    try:
+        square_root(world)
+    except ValueError:
+        return False
+    one_mask = (pair.fixed_mask is None) != (pair.moving_mask is None)
+    return not one_mask and marks is None and not isinstance(start, DisplacementField)
 
 
 def _marks(pair: _Pair, world: Tensor) -> tuple[Tensor, Tensor]:

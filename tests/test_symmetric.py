@@ -74,6 +74,53 @@ def test_errors_state_the_contract(tmp_path: Path) -> None:
         deqreg.register(fixed, moving, moving_mask=torch.ones_like(moving), symmetric=True)
 
 
+def test_coarse_levels_half_way_lead_to_the_same_field() -> None:
+    grid, world = oblique((36, 34, 30)), known(3)
+    fixed = io.Volume(blobs(grid)[0, 0], grid.affine.numpy())
+    moving = io.Volume(fixed.data.clone(), world.numpy() @ grid.affine.numpy())
+    preset = replace(read_preset("generic"), half_way=3)
+    # known(3) but for a shift of 2 mm, which is left to the field
+    nearly = world.numpy().copy()
+    nearly[0, 3] += 2
+    found = deqreg.register(fixed, moving, initial=nearly, preset=preset)
+    assert found.settings["half_way"] == 3
+    assert found.inverse is None
+    assert [level.field_shape[0] for level in found.levels] == sorted(level.field_shape[0] for level in found.levels)
+    torch.testing.assert_close(found.warped, fixed.data, atol=0.05, rtol=0)
+
+
+def test_what_belongs_to_one_grid_keeps_the_coarse_levels_on_it(tmp_path: Path) -> None:
+    fixed, moving, truth = pair(32, 30, 36)
+    io.write_displacement(tmp_path / "d.nii.gz", truth / 2, np.eye(4))
+    mirror = np.diag([-1.0, 1.0, 1.0, 1.0])
+    mirror[0, 3] = 31
+    points = torch.tensor([[16.0, 15, 18]])
+    one_sided, half_way = (replace(read_preset("generic"), half_way=count) for count in (0, 3))
+    for given in (
+        {"fixed_mask": torch.ones_like(fixed)},
+        {"initial": tmp_path / "d.nii.gz"},
+        {"initial": mirror},
+        {"fixed_landmarks": points, "moving_landmarks": points + 1, "use_landmarks": True},
+    ):
+        found, expected = (
+            deqreg.register(fixed, moving, preset=preset, **{"initial": "identity", **given})
+            for preset in (half_way, one_sided)
+        )
+        assert found.settings["half_way"] == 0
+        assert torch.equal(found.displacement, expected.displacement)
+
+
+def test_a_budget_may_leave_only_levels_half_way() -> None:
+    fixed, moving, truth = pair(48, 44, 40)
+    preset = replace(read_preset("generic"), half_way=3)
+    found = deqreg.register(fixed, moving, preset=preset, initial="identity", memory_budget=6 * 2**20)
+    assert 0 < len(found.levels) == found.settings["half_way"]
+    assert found.displacement.shape == truth.shape
+    inside = (truth.norm(dim=0) > 0.5).float()
+    before = metrics.endpoint_error(torch.zeros_like(truth), truth, inside)["mean"]
+    assert metrics.endpoint_error(found.displacement, truth, inside)["mean"] < 0.5 * before
+
+
 def test_descriptors_of_the_preset_pull_half_way_too() -> None:
     fixed, moving, _ = pair(32, 30, 36)
     lung = read_preset("lung")

@@ -54,7 +54,9 @@ class Preset:
         self_similarity: on how many of the finest levels descriptors of local structure pull beside the similarity,
             where learned features do not.
         refinement: `levels` from a learned field on, where they differ.
-        smooth_halves: `method.smooth_field` of a symmetric registration, where it differs.
+        half_way: on how many of the coarsest levels both images move, until they meet half-way, where neither a learned
+            field nor anything else that is given belongs to one image's grid. Of a symmetric registration it is all.
+        smooth_halves: `method.smooth_field` half-way, where it differs.
         weights: of the learned method, the name of a file in `deqreg/weights`, where there are any.
     """
 
@@ -68,6 +70,7 @@ class Preset:
     tol: float
     self_similarity: int
     refinement: tuple[Level, ...] | None = None
+    half_way: int = 0
     smooth_halves: float | None = None
     weights: str | None = None
 
@@ -77,7 +80,7 @@ class Preset:
             raise ValueError("levels and refinement must not be empty, got none")
         if self.affine_window < 3 or self.affine_window % 2 == 0:
             raise ValueError(f"affine_window must be odd and at least 3, got {self.affine_window}")
-        for name, least in (("coarsening", 1), ("memory", 1), ("self_similarity", 0)):
+        for name, least in (("coarsening", 1), ("memory", 1), ("self_similarity", 0), ("half_way", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.tol <= 0:
