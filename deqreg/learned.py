@@ -18,7 +18,7 @@ from deqreg.registration import LevelReport, Progress
 from deqreg.spatial import Grid, Image, resample, resample_displacement
 
 # Most of the way is made on the coarse level, where a step costs a tenth: there, with a memory of 8, the residual is at
-# the tolerance after 18 to 21 steps on pairs that were not trained on. At half of it, after 28 to 47, the labels match
+# the tolerance after some 18 steps on pairs that were not trained on. At half of it, after 30 to 41, the labels match
 # no better and the field is less even (docs/learned.md).
 SOLVERS = (
     Anderson(memory=8, tol=0.006, max_steps=60, norm="rms", patience=None),
