@@ -23,7 +23,7 @@ _POWER = 1.5
 _WINDOWS = {3: 9, 2: 27}
 # What parts right from wrong, by the number of axes and whether the body is cut off. Part of a slice has no partner in
 # the other, nor has what enters and leaves a box: right pairs pay more. Wrong ones of boxes do far more so.
-_PRICES = {(3, False): 2.0, (2, False): 1.5, (3, True): 0.7, (2, True): 1.05}
+_PRICES = {(3, False): 2.1, (2, False): 1.5, (3, True): 0.7, (2, True): 1.05}
 # Of whole heads nothing shows on the faces of the image, of lungs and of boxes three quarters and more.
 _CUT = 0.5
 # Between what images hold in common by chance (noise, other organs: at most 0.22) and the least of a right pair, 0.38.
@@ -69,9 +69,9 @@ def assess(
 
     Failed is what leaves the images unlike, `s < 0.25`; what buys its likeness with an uneven field,
     `s < p sd(log J)^1.5`; what folds in more than 0.1 % of the voxels; and what an affine start made six times as
-    large or as small. The price `p` is 2, in 2-D 1.5; where, without a mask, more than half of the fixed image's faces
-    show something, so that the body goes on beyond them, it is 0.7, in 2-D 1.05. It can't tell a head from its mirror
-    image: the two sides differ less than two people do.
+    large or as small. The price `p` is 2.1, in 2-D 1.5; where, without a mask, more than half of the fixed image's
+    faces show something, so that the body goes on beyond them, it is 0.7, in 2-D 1.05. It can't tell a head from its
+    mirror image: the two sides differ less than two people do.
 
     Args:
         fixed: the image that stays.
