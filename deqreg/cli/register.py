@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import shlex
 import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from deqreg.cli.memory import keep_freed_memory
@@ -112,6 +115,8 @@ def _register(args: argparse.Namespace) -> Registration:
     """Run the registration with progress on stderr."""
     from deqreg.register import register  # here, for it imports torch
 
+    # a third of a second of Python that is spared at the end, where nothing is left to do beside it
+    Thread(target=_import_ahead, daemon=True).start()
     with ProgressLines() as progress:
         return register(
             args.fixed,
@@ -135,6 +140,12 @@ def _register(args: argparse.Namespace) -> Registration:
             deterministic=args.deterministic,
             progress=progress,
         )
+
+
+def _import_ahead() -> None:
+    """Import what the picture is drawn with, where it is installed."""
+    with suppress(ImportError):
+        importlib.import_module("matplotlib.backends.backend_agg")
 
 
 def _write(registration: Registration, words: Sequence[str], folder: Path) -> dict[str, Any]:
