@@ -131,7 +131,9 @@ def _encoded(net: DEQReg, image: Tensor, grid: Grid) -> Tensor:
     whole, stride = Image(image, grid), net.encoder.stride
     low, high = whole.foreground_box().tolist()
     first = [max(a - _MARGIN, 0) // stride * stride for a in low]
-    shape = [min(b + _MARGIN + 1, n) - a for a, b, n in zip(first, high, grid.shape, strict=True)]
+    # to whole voxels of the encoder's second scale, where there are as many, for what is odd is padded
+    last = [a + -(-(b + _MARGIN + 1 - a) // (2 * stride)) * 2 * stride for a, b in zip(first, high, strict=True)]
+    shape = [min(b, n) - a for a, b, n in zip(first, last, grid.shape, strict=True)]
     head = whole.cropped(first, shape).data
     # older releases of torch, which cannot tell, compute in float32
     multiplies = getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16", False)

