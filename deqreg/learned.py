@@ -96,7 +96,7 @@ def solve_learned(
     if net.strides[-1] > 1:
         u = ops.gaussian(u, rounding)
     before, after = (
-        float(similarity.value_and_gradient(pair[0], moved, None)[0][0])
+        float(similarity.value(pair[0], moved, None))
         for moved in (pair[1] if start is None else ops.warp(pair[1], start), ops.warp(pair[1], u))
     )
     low, high = ops.jacobian_determinant(u).aminmax()

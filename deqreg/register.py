@@ -611,7 +611,7 @@ def _resample(
     for key, field_ in (("similarity_before", still), ("similarity_after", u)):
         warped = ops.warp(images[1].data, field_, affine=mapping)
         mask = _only_mask(images, world, field_, fixed)
-        outputs[key] = float(preset.method.similarity.value_and_gradient(images[0].data, warped, mask)[0][0])
+        outputs[key] = float(preset.method.similarity.value(images[0].data, warped, mask))
     if pair.moving_labels is not None:
         labels = pair.moving_labels.data.to(u.device)[None, None]
         outputs["warped_labels"] = pull(labels, u, mapping, "nearest")[0, 0].cpu()

@@ -33,6 +33,10 @@ class Lncc:
         if self.epsilon <= 0:
             raise ValueError(f"epsilon must be positive, got {self.epsilon}")
 
+    def value(self, fixed: Tensor, warped: Tensor, mask: Tensor | None) -> Tensor:
+        """The similarity `[N]`."""
+        return ops.lncc(fixed, warped, window=self.window, mask=mask, epsilon=self.epsilon, shared=self.epsilon)
+
     def value_and_gradient(self, fixed: Tensor, warped: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """The similarity `[N]` and the gradient of its sum over voxels by the warped image, `[N, 1, *S]`."""
         noise = self.epsilon  # shared, so that equal images pull at nothing
@@ -62,6 +66,10 @@ class MeanSquares:
         """Check the number."""
         if self.weight <= 0:
             raise ValueError(f"weight must be positive, got {self.weight}")
+
+    def value(self, fixed: Tensor, warped: Tensor, mask: Tensor | None) -> Tensor:
+        """The similarity `[N]`."""
+        return self.value_and_gradient(fixed, warped, mask)[0]
 
     def value_and_gradient(self, fixed: Tensor, warped: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """The similarity `[N]` and the gradient of its weighted sum over voxels by the warped image, `[N, 1, *S]`."""

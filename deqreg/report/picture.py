@@ -137,17 +137,19 @@ def compose_figure(registration: Registration, report: Mapping[str, Any]) -> Fig
     FigureCanvasAgg(figure)  # measures text, whatever backend the user has chosen
     _draw_header(figure, layout, registration, report)
     _draw_titles(figure, layout)
-    differences, jacobians = _Scale.of_differences(layout.rows, layers), _Scale.of_jacobians(layout.rows, layers)
+    before, after = ([layers.difference(row, image) for row in layout.rows] for image in (1, 2))
+    stretch = [log_jacobian(row, layers) for row in layout.rows]
+    differences, jacobians = _Scale.of_differences(layout.rows, before), _Scale.of_jacobians(layout.rows, stretch)
     step = _grid_step(layout.rows)
     for row, plane in enumerate(layout.rows):
         panels = [_add_panel(figure, layout, row, column) for column in range(len(_COLUMNS))]
         for image, axes in enumerate(panels[:3]):
             _draw_image(axes, plane, layers, image)
         _draw_letters(panels[0], plane)
-        for axes, image in zip(panels[3:5], (1, 2), strict=True):
-            differences.draw(axes, plane, layers.difference(plane, image))
+        for axes, difference in zip(panels[3:5], (before, after), strict=True):
+            differences.draw(axes, plane, difference[row])
         _draw_grid(panels[5], plane, layers, step)
-        jacobians.draw(panels[6], plane, log_jacobian(plane, layers))
+        jacobians.draw(panels[6], plane, stretch[row])
     _draw_footer(figure, layout, differences, jacobians, step)
     return figure
 
@@ -162,15 +164,15 @@ class _Scale:
     missing: str  # the colour of what is not a number
 
     @classmethod
-    def of_differences(cls, rows: Sequence[Plane], layers: Layers) -> _Scale:
+    def of_differences(cls, rows: Sequence[Plane], before: Sequence[np.ndarray]) -> _Scale:
         """Reach to the larger differences before registration, not to the few largest."""
-        values = np.concatenate([_shown(row, layers.difference(row, 1)).ravel() for row in rows])
+        values = np.concatenate([_shown(row, values).ravel() for row, values in zip(rows, before, strict=True)])
         return cls(_rounded(max(_reach(values, 98), 1e-6)), _DIFFERENCE, "fixed - moving", _BACKGROUND)
 
     @classmethod
-    def of_jacobians(cls, rows: Sequence[Plane], layers: Layers) -> _Scale:
+    def of_jacobians(cls, rows: Sequence[Plane], stretch: Sequence[np.ndarray]) -> _Scale:
         """Reach to nearly the largest stretch, or to a factor of e."""
-        values = np.concatenate([_shown(row, log_jacobian(row, layers)).ravel() for row in rows])
+        values = np.concatenate([_shown(row, values).ravel() for row, values in zip(rows, stretch, strict=True)])
         label = "red: folded" if np.isnan(values).any() else "log of volume"
         return cls(_rounded(min(max(_reach(values, 99.5), 0.05), 1.0)), _JACOBIAN, label, _FOLDED)
 
