@@ -72,6 +72,18 @@ struct WarpGradient {
   void* out;           // [N, D, *out], float32, or float64 with a float64 image
 };
 
+/// Both gradients of Warp, linear: Splat of the values and their WarpGradient.
+struct WarpGradients {
+  DType dtype;
+  std::int64_t batch, channels;
+  Grid image_grid, out_grid;
+  Sampling sampling;
+  const void* image;   // [N, C, *image]
+  const void* values;  // [N, C, *out]
+  void* by_image;      // [N, C, *image]
+  void* by_position;   // [N, D, *out], float32, or float64 with a float64 image
+};
+
 /// out(x) = inner(x) + outer(x + inner(x)), border padding: the displacement of the composed map.
 struct Compose {
   DType dtype;  // float32 or float64
@@ -285,7 +297,8 @@ struct Executor {
   X(Correlation) X(CorrelationGradient) X(CorrelationProjection) \
   X(CorrelationProjectionGradient) X(Exponential) X(Gaussian) \
   X(JacobianDeterminant) X(JacobianDeterminantGradient) X(Lncc) X(Resize) \
-  X(ResizeAdjoint) X(Splat) X(Warp) X(WarpGradient)
+  X(ResizeAdjoint) X(Splat) X(Warp) X(WarpGradient) \
+  X(WarpGradients)
 // clang-format on
 
 #define DEQREG_DECLARE(Op) void launch(const Op& op, const Executor& executor);

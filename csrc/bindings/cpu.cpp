@@ -54,6 +54,7 @@ STABLE_TORCH_LIBRARY_IMPL(deqreg, CPU, m) {
   m.impl("splat", TORCH_BOX(&splat<Cpu>));
   m.impl("warp", TORCH_BOX(&warp<Cpu>));
   m.impl("warp_gradient", TORCH_BOX(&warp_gradient<Cpu>));
+  m.impl("warp_gradients", TORCH_BOX(&warp_gradients<Cpu>));
 }
 
 }  // namespace deqreg::bindings

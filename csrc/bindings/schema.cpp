@@ -42,4 +42,7 @@ STABLE_TORCH_LIBRARY(deqreg, m) {
       "bool deterministic) -> Tensor");
   m.def("warp(Tensor image, Tensor displacement, Tensor? affine, int interpolation, int padding) -> Tensor");
   m.def("warp_gradient(Tensor image, Tensor displacement, Tensor values, Tensor? affine, int padding) -> Tensor");
+  m.def(
+      "warp_gradients(Tensor image, Tensor displacement, Tensor values, Tensor? affine, int padding) -> (Tensor "
+      "by_image, Tensor by_position)");
 }

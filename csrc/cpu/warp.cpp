@@ -5,6 +5,7 @@
 #include "cpu/parallel.h"
 #include "cpu/sampling_box.h"
 #include "cpu/sampling_channels.h"
+#include "cpu/sampling_slopes.h"
 #include "cpu/sampling_tile.h"
 
 namespace deqreg::cpu::DEQREG_ISA {
@@ -57,56 +58,23 @@ void warp_boxes(const Warp& op, const Executor& executor) {
       scattered);
 }
 
-/// Adds values times the slope of the image along an axis to `out`, which the first channel sets.
-template <int Axis, int D, class T, class Index>
-void add_slope(const SlopeTile<D, T, Index>& tile, const Corners<D, T>& corners, std::int32_t count, bool first,
-               const T* values, T* out) {
-#pragma GCC ivdep
-  for (std::int32_t j = 0; j < count; ++j)
-    out[j] = (first ? T(0) : out[j]) + values[j] * corners.template blend<Axis>(tile, j);
-}
-
-template <class T, class V>
-DEQREG_INLINE void store_slope(V sum, bool first, std::int32_t count, T* out) {
-  if (!first) sum += load_first<T>(out, count);
-  store_first(sum, count, out);
-}
-
 template <int D, class T, Padding padding>
 void gradient_boxes(const WarpGradient& op, const Executor& executor) {
-  const std::int64_t voxels = op.out_grid.voxels(), image_voxels = op.image_grid.voxels();
-  const auto values_at = [&](std::int64_t c, std::int64_t offset) {
-    return static_cast<const T*>(op.values) + c * voxels + offset;
-  };
-  const auto out_at = [&](std::int64_t c, std::int64_t offset) {
-    return static_cast<T*>(op.out) + c / op.channels * D * voxels + offset;
-  };
-  const auto is_first = [&](std::int64_t c) { return c % op.channels == 0; };  // of its sample
+  const std::int64_t voxels = op.out_grid.voxels();
+  const Slopes<D, T> slopes(op);
   if (op.channels == 0) std::memset(op.out, 0, op.batch * D * voxels * sizeof(T));
   const auto scattered = [&](const SampledRun<D, T>& run, std::int64_t c, std::int64_t offset) {
-    SlopeTile<D, T, std::int64_t> tile;
-    Corners<D, T> corners;
-    fill_strides(op.image_grid, tile.stride);
-    fill_tile<padding>(run, tile);
-    corners.fetch(tile, run.count, static_cast<const T*>(op.image) + c * image_voxels);
-    const T* const values = values_at(c, offset);
-    T* const out = out_at(c, offset);
-    const bool first = is_first(c);
-    add_slope<0>(tile, corners, run.count, first, values, out);
-    add_slope<1>(tile, corners, run.count, first, values, out + voxels);
-    if constexpr (D == 3) add_slope<2>(tile, corners, run.count, first, values, out + 2 * voxels);
+    slopes.template store_scattered<padding>(run, c, offset);
   };
-  // rows of a box are short and far apart: without being asked for they come late, a seventh of the time
-  const std::int64_t rows_ahead = 4 * op.out_grid.size[D - 1];
   constexpr int lanes = native_lanes<T>;
   for_channel_boxes<ChannelsSlopeRow<T>, padding, D, T>(
       op, executor,
       [&](const auto& row, const auto& cells, std::int32_t extent, std::int64_t c, std::int32_t count, auto offset) {
         using V = typename CellChannels<T>::V;
         alignas(64) T scratch[lanes * box_size[2]], values[lanes * box_size[2]];
-        turn_channels_last(values_at(c, offset), voxels, count, extent, rows_ahead, scratch, values);
-        T* const out = out_at(c, offset);
-        const bool first = is_first(c);
+        turn_channels_last(slopes.values_at(c, offset), voxels, count, extent, slopes.rows_ahead, scratch, values);
+        T* const out = slopes.out_at(c, offset);
+        const bool first = slopes.is_first(c);
         for (std::int32_t j = 0; j < extent; j += lanes) {
           V products[3][lanes];
           for (std::int32_t i = 0; i < lanes; ++i) {
@@ -123,16 +91,7 @@ void gradient_boxes(const WarpGradient& op, const Executor& executor) {
   for_boxes<SlopeRow<T>, padding, D, T>(
       op, channels_in_vectors<T>(op.channels), executor,
       [&](const SlopeRow<T>& row, std::int32_t count, std::int64_t c, std::int64_t offset) {
-        const T* const values = values_at(c, offset);
-        T* const out = out_at(c, offset);
-        const bool first = is_first(c);
-        for (std::int32_t j = 0; j < count; j += lanes) {
-          __builtin_prefetch(values + rows_ahead + j, 0, 2);
-          typename SlopeRow<T>::V along[3];
-          row.slope(j, along);
-          const auto value = load_first<T>(values + j, count - j);
-          for (int a = 0; a < D; ++a) store_slope<T>(value * along[3 - D + a], first, count - j, out + a * voxels + j);
-        }
+        slopes.store(row, count, c, offset);
       },
       scattered);
 }

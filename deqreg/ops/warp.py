@@ -128,6 +128,14 @@ def _(image: Tensor, displacement: Tensor, values: Tensor, affine: Tensor | None
     return torch.empty_like(displacement, memory_format=torch.contiguous_format)
 
 
+@torch.library.register_fake("deqreg::warp_gradients")
+def _(
+    image: Tensor, displacement: Tensor, values: Tensor, affine: Tensor | None, padding: int
+) -> tuple[Tensor, Tensor]:
+    by_position = torch.empty_like(displacement, memory_format=torch.contiguous_format)
+    return torch.empty_like(image, memory_format=torch.contiguous_format), by_position
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     image, displacement, affine, ctx.interpolation, ctx.padding = inputs
     ctx.save_for_backward(image, displacement, affine)
@@ -136,16 +144,20 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
     image, displacement, affine = ctx.saved_tensors
     by_image, needs_displacement, needs_affine = ctx.needs_input_grad[:3]
-    grad_image = grad_displacement = grad_affine = None
-    if by_image:
+    nearest, by_position = ctx.interpolation == checks.INTERPOLATIONS["nearest"], needs_displacement or needs_affine
+    grad_image = grad_displacement = grad_affine = gradient = None
+    # both in one pass, which has no derivative of its own
+    if by_image and by_position and not nearest and grad.device.type == "cpu" and not torch.is_grad_enabled():
+        grad_image, gradient = torch.ops.deqreg.warp_gradients(image, displacement, grad, affine, ctx.padding)
+    elif by_image:
         deterministic = torch.are_deterministic_algorithms_enabled()
         grad_image = torch.ops.deqreg.splat(
             grad, displacement, image.shape[2:], affine, ctx.interpolation, ctx.padding, deterministic
         )
-    if needs_displacement or needs_affine:
-        if ctx.interpolation == checks.INTERPOLATIONS["nearest"]:
+    if by_position:
+        if nearest:
             gradient = torch.zeros_like(displacement)
-        else:
+        elif gradient is None:
             gradient = torch.ops.deqreg.warp_gradient(image, displacement, grad, affine, ctx.padding)
         grad_displacement, grad_affine = position_gradients(
             gradient, displacement, affine, needs_displacement, needs_affine
@@ -156,3 +168,4 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Ten
 torch.library.register_autograd("deqreg::warp", _backward, setup_context=_setup_context)
 torch.library.register_autocast("deqreg::warp", "cuda", torch.float32)
 forbid_second_derivative("deqreg::warp_gradient")
+forbid_second_derivative("deqreg::warp_gradients")

@@ -146,6 +146,30 @@ def test_same_bits_at_any_thread_count(threads: None) -> None:
     assert_same_bits(lambda: (ops.warp(image, u), ops.warp_gradient(image, u, image)))
 
 
+@pytest.mark.parametrize("s", [s for s in [*SAMPLES, *BOXES] if "interpolation" not in s.kwargs], ids=str)
+def test_both_gradients_in_one_pass_are_the_bits_of_each(s: Sample, instruction_set: str) -> None:
+    image, u = (tensor.detach() for tensor in s.args)
+    assert_both_gradients_are_those_of_each(image, u, s.kwargs.get("affine"), s.kwargs.get("padding", "border"))
+
+
+def test_both_gradients_across_the_threads_planes(threads: None) -> None:
+    image, u = torch.randn(1, 2, 33, 40, 50), torch.randn(1, 3, 33, 40, 50) * 4
+    u[:, :, :16] /= 8  # half of the CPU kernel's boxes reach few voxels, half of them many
+    for count in (1, 2, 4):
+        torch.set_num_threads(count)
+        assert_both_gradients_are_those_of_each(image, u)
+
+
+def assert_both_gradients_are_those_of_each(
+    image: Tensor, u: Tensor, affine: Tensor | None = None, padding: str = "border"
+) -> None:
+    values = torch.randn(*image.shape[:2], *u.shape[2:], dtype=image.dtype)
+    how = ops.checks.PADDINGS[padding]
+    by_image, by_position = torch.ops.deqreg.warp_gradients(image, u, values, affine, how)
+    assert torch.equal(by_image, ops.splat(values, u, image.shape[2:], affine=affine, padding=padding))
+    assert torch.equal(by_position, ops.warp_gradient(image, u, values, affine=affine, padding=padding))
+
+
 def test_second_derivative_by_the_image_is_right_and_by_the_displacement_raises() -> None:
     image = torch.randn(1, 1, 4, 5, dtype=torch.float64, requires_grad=True)
     u = torch.randn(1, 2, 4, 5, dtype=torch.float64)

@@ -1,0 +1,200 @@
+// What the adjoint of sampling is made of: planes of the image that a thread owns, and what a box adds to them.
+#pragma once
+
+#include <cstring>
+#include <memory>
+
+#include "cpu/buffer.h"
+#include "cpu/parallel.h"
+#include "cpu/sampling_box.h"
+#include "cpu/sampling_tile.h"
+
+namespace deqreg::cpu::DEQREG_ISA {
+
+template <class Index>
+struct Slab {
+  Index begin, end;  // offsets within one channel
+};
+
+/// Planes of the image, rows in 2-D, that a thread owns.
+struct Share {
+  std::int32_t begin, end;
+
+  bool holds(std::int32_t index) const { return index >= begin && index < end; }
+};
+
+/// Shares out the image's planes, zeroes what a thread owns of channels [first, last), and calls body(share).
+template <class T, class Body>
+void for_shares(const Splat& op, std::int64_t first, std::int64_t last, const Executor& executor, const Body& body) {
+  const std::int64_t image_voxels = op.image_grid.voxels(), plane = image_voxels / op.image_grid.size[0];
+  parallel_for(executor, op.image_grid.size[0], 1 + grain_voxels / plane, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t n = 0; n < op.batch; ++n)
+      for (std::int64_t c = first; c < last; ++c)
+        std::memset(static_cast<T*>(op.image) + (n * op.channels + c) * image_voxels + begin * plane, 0,
+                    (end - begin) * plane * sizeof(T));
+    body(Share{static_cast<std::int32_t>(begin), static_cast<std::int32_t>(end)});
+  });
+}
+
+/// Adds one value to the 2^(D - 1) corners of a cell that lie in one plane.
+template <int D, class T, class Index>
+DEQREG_INLINE void add_corners(const LinearTile<D, T, Index>& tile, std::int32_t j, T value, T* plane) {
+  if constexpr (D == 2) {
+    plane[0] += tile.lower[1][j] * value;
+    plane[tile.stride[1]] += tile.upper[1][j] * value;
+  } else {
+    T* const rows[] = {plane, plane + tile.stride[1]};
+    const T weights[] = {tile.lower[1][j] * value, tile.upper[1][j] * value};
+    for (int r = 0; r < 2; ++r) {
+      rows[r][0] += tile.lower[2][j] * weights[r];
+      rows[r][tile.stride[2]] += tile.upper[2][j] * weights[r];
+    }
+  }
+}
+
+template <int D, class T, class Index>
+void push(const LinearTile<D, T, Index>& tile, std::int32_t count, const T* values, Slab<Index> slab, T* image) {
+  for (std::int32_t j = 0; j < count; ++j) {
+    const Index lower = tile.offset[j], upper = lower + tile.stride[0];
+    if (lower >= slab.begin && lower < slab.end) add_corners(tile, j, tile.lower[0][j] * values[j], image + lower);
+    if (upper >= slab.begin && upper < slab.end) add_corners(tile, j, tile.upper[0][j] * values[j], image + upper);
+  }
+}
+
+/// Calls visit(row of the image, z, y) for the rows that a reach covers and a thread owns; `image` is a channel.
+template <int D, class T, class Visit>
+void for_owned_rows(const BoxedSampling<D, T>& boxed, const Reach& reach, Share share, T* image, const Visit& visit) {
+  constexpr std::int32_t cache_line = 64 / sizeof(T);
+  for (std::int32_t z = 0; z < reach.planes; ++z)
+    for (std::int32_t y = 0; y < reach.rows; ++y) {
+      if (!share.holds(D == 3 ? reach.low[0] + z : reach.low[1] + y)) continue;
+      const T* later = image + boxed.reached_row_ahead(reach, z, y);
+      for (std::int32_t x = 0; x < reach.width; x += cache_line) __builtin_prefetch(later + x, 1);
+      visit(image + boxed.reached_row(reach, z, y), z, y);
+    }
+}
+
+/// What a box adds to one channel, as quads: what falls on a voxel and on its upper neighbours along the two faster
+/// axes.
+template <int D, class T>
+class QuadSums {
+ public:
+  static constexpr int lanes = native_lanes<T>;
+
+  explicit QuadSums(const BoxedSampling<D, T>& boxed)
+      : quads_(Buffer<T>::uninitialised(4 * boxed.capacity())),
+        parts_(2 * (whole_rows(boxed.image_size[2]) + row_multiple)) {}
+
+  void clear(const Reach& reach) { std::memset(quads_.data(), 0, 4 * reach.voxels() * sizeof(T)); }
+
+  /// `plane` elements lie between a cell's lower quad and its upper one; both are the same where it is 0. `ahead`
+  /// values further lies what is wanted next.
+  void add(const LinearTile<3, T, std::int32_t>& tile, std::int32_t count, const T* values, std::int64_t ahead,
+           std::int64_t plane) {
+    using Q = typename Vector<T, 4>::Loose;
+    constexpr std::int32_t cache_line = 64 / sizeof(T);
+    for (std::int32_t j = 0; j < count; j += cache_line) __builtin_prefetch(values + ahead + j, 0, 2);
+    alignas(64) T weighted[4 * box_size[2]];
+    weigh(tile, count, values, weighted);
+    for (std::int32_t j = 0; j < count; ++j) {
+      const typename Vector<T, 4>::Aligned four = *reinterpret_cast<const Q*>(weighted + 4 * j);
+      T* const at = quads_.data() + std::int64_t{4} * tile.offset[j];
+      *reinterpret_cast<Q*>(at) += tile.lower[0][j] * four;
+      *reinterpret_cast<Q*>(at + plane) += tile.upper[0][j] * four;
+    }
+  }
+
+  /// Adds the sums to the rows of a channel that a thread owns.
+  void unpack(const BoxedSampling<D, T>& boxed, const Reach& reach, Share share, T* image) {
+    const Reach all = with_neighbours(boxed, reach);
+    for_owned_rows(boxed, all, share, image, [&](T* to, std::int32_t z, std::int32_t y) {
+      const std::int64_t row = std::int64_t{4} * reach.row;
+      const T* const own = quads_.data() + (std::int64_t{z} * reach.rows + y) * row;
+      if (y < reach.rows) add_row(own, reach.row, all.width, to);
+      if (y > 0) add_row(own - row + 2, reach.row, all.width, to);
+    });
+  }
+
+ private:
+  /// The values times the weights of the four corners in a plane; zero beyond `count`, to the end of a vector.
+  static void weigh(const LinearTile<3, T, std::int32_t>& tile, std::int32_t count, const T* values, T* weighted) {
+    const auto at = [](const T* from) { return *reinterpret_cast<const typename Vector<T, lanes>::Loose*>(from); };
+    for (std::int32_t j = 0; j < count; j += lanes) {
+      const typename Vector<T, lanes>::Aligned value = load_first<T>(values + j, count - j);
+      const typename Vector<T, lanes>::Aligned above = value * at(tile.lower[1] + j),
+                                               below = value * at(tile.upper[1] + j);
+      const typename Vector<T, lanes>::Aligned left = at(tile.lower[2] + j), right = at(tile.upper[2] + j);
+      if constexpr (lanes >= 4) {
+        interleave_four<T, typename Vector<T, lanes>::Aligned>(above * left, above * right, below * left, below * right,
+                                                               weighted + 4 * j);
+      } else {
+        for (int l = 0; l < lanes; ++l) {
+          weighted[4 * (j + l)] = above[l] * left[l];
+          weighted[4 * (j + l) + 1] = above[l] * right[l];
+          weighted[4 * (j + l) + 2] = below[l] * left[l];
+          weighted[4 * (j + l) + 3] = below[l] * right[l];
+        }
+      }
+    }
+  }
+
+  /// to[x] += what a row of quads holds for x itself, first, and for its right neighbour, second.
+  void add_row(const T* quads, std::int32_t row, std::int32_t count, T* to) {
+    T *const own = parts_.data(), *const right = own + row + row_multiple;
+    for (std::int32_t x = 0; x < row; ++x) {
+      own[x] = quads[4 * x];
+      right[x + 1] = quads[4 * x + 1];
+    }
+    own[row] = right[0] = T(0);
+    for (std::int32_t x = 0; x < count; ++x) to[x] += own[x] + right[x];
+  }
+
+  Buffer<T> quads_, parts_;
+};
+
+/// What every box reaches.
+template <Padding padding, int D, class T>
+std::unique_ptr<Reach[]> find_reaches(const BoxedSampling<D, T>& boxed, const Executor& executor) {
+  std::unique_ptr<Reach[]> reaches(new Reach[boxed.count()]);
+  parallel_for(executor, boxed.count(), 1, [&](std::int64_t begin, std::int64_t end) {
+    const std::unique_ptr<Positions<T>> positions(new Positions<T>);
+    for (std::int64_t i = begin; i < end; ++i) {
+      const OutputBox box = boxed.box(i);
+      positions->fill(boxed, box);
+      reaches[i] = find_reach<padding>(boxed, box, *positions);
+    }
+  });
+  return reaches;
+}
+
+/// Calls body(box, its positions, its reach) for the boxes that reach into a share.
+template <int D, class T, class Body>
+void for_boxes_of(const BoxedSampling<D, T>& boxed, const Reach* reaches, Share share, const Body& body) {
+  const std::unique_ptr<Positions<T>> positions(new Positions<T>);
+  for (std::int64_t i = 0; i < boxed.count(); ++i) {
+    const Reach& reach = reaches[i];
+    const std::int32_t first = reach.low[3 - D], last = first + (D == 3 ? reach.planes - 1 : reach.rows);
+    if (last < share.begin || first >= share.end) continue;
+    const OutputBox box = boxed.box(i);
+    positions->fill(boxed, box);
+    body(box, *positions, reach);
+  }
+}
+
+/// Adds channels [first, last) of a box whose cells scatter, voxel by voxel.
+template <Padding padding, int D, class T>
+void push_box(const Splat& op, const BoxedSampling<D, T>& boxed, const OutputBox& box, Share share, std::int64_t first,
+              std::int64_t last) {
+  using Index = std::int64_t;
+  const Index plane = boxed.image_voxels / op.image_grid.size[0];
+  LinearTile<D, T, Index> tile;
+  fill_strides(op.image_grid, tile.stride);
+  for (std::int32_t r = 0; r < box.rows(); ++r) {
+    fill_tile<padding>(boxed.run(box, r), tile);
+    for (std::int64_t c = box.sample * op.channels + first; c < box.sample * op.channels + last; ++c)
+      push(tile, box.extent[2], static_cast<const T*>(op.values) + c * boxed.voxels + boxed.offset(box, r),
+           Slab<Index>{share.begin * plane, share.end * plane}, static_cast<T*>(op.image) + c * boxed.image_voxels);
+  }
+}
+
+}  // namespace deqreg::cpu::DEQREG_ISA
