@@ -283,8 +283,8 @@ def warp_to_image(
 def warp_all(shape: tuple[int, ...], device: str, dtype: torch.dtype, channels: int) -> Problem:
     image = normal(1, channels, *shape, dtype=dtype, device=device).requires_grad_()
     u = smooth_field(shape, device).requires_grad_()
-    # forward, splat and gradient, each with its own reading of the displacement
-    moved = 3 * (2 * image.nbytes + u.nbytes) + u.nbytes
+    # forward, and both gradients with one reading of the displacement and of the values
+    moved = (2 * image.nbytes + u.nbytes) + (3 * image.nbytes + 2 * u.nbytes)
     name = f"warp + both gradients C={channels}"
     return Problem(name, shape, dtype, moved, differentiated(ops.warp, image, u), differentiated(torch_warp, image, u))
 

@@ -72,16 +72,10 @@ struct WarpGradient {
   void* out;           // [N, D, *out], float32, or float64 with a float64 image
 };
 
-/// Both gradients of Warp, linear: Splat of the values and their WarpGradient.
+/// Both gradients of Warp, linear, of the same sampling and values.
 struct WarpGradients {
-  DType dtype;
-  std::int64_t batch, channels;
-  Grid image_grid, out_grid;
-  Sampling sampling;
-  const void* image;   // [N, C, *image]
-  const void* values;  // [N, C, *out]
-  void* by_image;      // [N, C, *image]
-  void* by_position;   // [N, D, *out], float32, or float64 with a float64 image
+  Splat by_image;
+  WarpGradient by_position;
 };
 
 /// out(x) = inner(x) + outer(x + inner(x)), border padding: the displacement of the composed map.

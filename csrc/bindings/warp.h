@@ -53,9 +53,20 @@ std::tuple<Tensor, Tensor> warp_gradients(Tensor image, Tensor displacement, Ten
   Tensor by_image = torch::stable::new_empty(image, shape_of(image));
   Tensor by_position = torch::stable::new_empty(image, shape_of(displacement), coordinate_type(image));
   if (out_grid.voxels() == 0) return {torch::stable::zero_(by_image), by_position};
-  Backend::launch(image, WarpGradients{dtype_of(image), image.size(0), image.size(1), image_grid, out_grid,
-                                       bound.sampling, image.const_data_ptr(), values.const_data_ptr(),
-                                       by_image.mutable_data_ptr(), by_position.mutable_data_ptr()});
+  const DType dtype = dtype_of(image);
+  const Splat splat{dtype,    image.size(0),  image.size(1),           image_grid,
+                    out_grid, bound.sampling, values.const_data_ptr(), by_image.mutable_data_ptr(),
+                    true,     nullptr};
+  const WarpGradient gradient{dtype,
+                              image.size(0),
+                              image.size(1),
+                              image_grid,
+                              out_grid,
+                              bound.sampling,
+                              image.const_data_ptr(),
+                              values.const_data_ptr(),
+                              by_position.mutable_data_ptr()};
+  Backend::launch(image, WarpGradients{splat, gradient});
   return {by_image, by_position};
 }
 

@@ -167,7 +167,7 @@ def _pointwise(conv: nn.Module, x: Tensor) -> Tensor:
 
 
 def _joined(x: Tensor, skip: Tensor) -> Tensor:
-    """The sum of both, where x was, of skip's extents: at the finest scale that is a fifth of the memory."""
+    """The sum of both, of skip's extents, in the memory of x: another array would be the network's largest."""
     return crop(x, skip.shape[2:]).to(skip.dtype).add_(skip)
 
 

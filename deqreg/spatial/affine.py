@@ -55,7 +55,7 @@ class Image:
         inside = self.data[0, 0] > self.data.min() if self.mask is None else self.mask[0, 0] > 0
         ends = []
         for axis in range(inside.ndim):
-            # a maximum of bytes, which torch vectorises where it does not `any`
+            # a maximum of bytes: torch vectorises that, and `any` not
             filled = inside.view(torch.uint8).amax([a for a in range(inside.ndim) if a != axis])
             where = filled.nonzero()
             ends.append((int(where[0]), int(where[-1])) if len(where) else (0, inside.shape[axis] - 1))

@@ -78,10 +78,9 @@ def test_opcheck(s: Sample) -> None:
     torch.library.opcheck(torch.ops.deqreg.warp, (image, u, s.kwargs.get("affine"), 0, 0))
     values = torch.randn(*image.shape[:2], *u.shape[2:], dtype=image.dtype)
     affine = s.kwargs.get("affine")
-    torch.library.opcheck(
-        torch.ops.deqreg.warp_gradient,
-        (image.detach(), u.detach(), values, None if affine is None else affine.detach(), 0),
-    )
+    inputs = (image.detach(), u.detach(), values, None if affine is None else affine.detach(), 0)
+    torch.library.opcheck(torch.ops.deqreg.warp_gradient, inputs)
+    torch.library.opcheck(torch.ops.deqreg.warp_gradients, inputs)
 
 
 @pytest.mark.parametrize("s", [SAMPLES[0], SAMPLES[4]], ids=str)
