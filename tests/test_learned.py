@@ -132,7 +132,7 @@ def test_features_lie_where_their_blocks_of_voxels_do() -> None:
     voxels = torch.cartesian_prod(*(torch.arange(n, dtype=torch.float64) for n in grid.shape))
     ramp = grid.to_world(voxels).T.reshape(1, 3, *grid.shape).float()
     blocks = torch.nn.functional.avg_pool3d(pad_to_multiple(ramp, 2), 2)
-    features = Features(blocks, 2 * blocks, _coarser(grid, 2))
+    features = Features(blocks, 2 * blocks, _coarser(grid, 2, 2))
     fixed, moving = features.on(grid)
     inside = (..., *[slice(1, 7)] * 3)
     torch.testing.assert_close(fixed[inside], ramp[inside])

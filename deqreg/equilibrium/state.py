@@ -32,14 +32,14 @@ _STATUSES = {
 class AndersonState:
     """Current iterate, ring of past ones and per-sample bookkeeping, all on the state's device.
 
-    Of a state of E elements it holds `(2 memory + 1) E`, two slots at least: one slot keeps the best iterate for as
-    long as it is the best, so that it needs no memory of its own.
+    Of a state of E elements it holds `(2 memory + 1) E`, two slots at least and no more than there may be steps: one
+    slot keeps the best iterate for as long as it is the best, so that it needs no memory of its own.
     """
 
     def __init__(self, z0: tuple[Tensor, ...], solver: Anderson) -> None:
         batch, device = z0[0].shape[0], z0[0].device
-        slots = max(solver.memory, 2)
-        self.solver = solver
+        self.solver, self.memory = solver, min(solver.memory, solver.max_steps)
+        slots = max(self.memory, 2)
         self.z = tuple(part.detach().clone(memory_format=torch.contiguous_format) for part in z0)
         self.values = [torch.empty((slots, *part.shape), dtype=part.dtype, device=device) for part in z0]
         self.residuals = [torch.empty_like(values) for values in self.values]
@@ -72,7 +72,7 @@ class AndersonState:
             self.levels,
             self.history,
             self.weights,
-            solver.memory,
+            self.memory,
             solver.damping,
             solver.regularisation,
             solver.tol,

@@ -117,7 +117,8 @@ class DEQReg(nn.Module):
             fixed: `[N, 1, *S]`, scaled to [0, 1].
             moving: as fixed.
             start: a displacement to start from, `[N, d, *S]`, in voxels; zero where it is not given.
-            features: what the encoder made of both, where that is at hand.
+            features: what the encoder made of both, where that is at hand, or its last voxels repeated for the coarsest
+                level's sake.
 
         Returns:
             The displacement `[N, d, *S]`, in voxels, and the last level's solution.
@@ -162,21 +163,19 @@ class DEQReg(nn.Module):
         self, features: tuple[Tensor, Tensor], images: tuple[Tensor, Tensor], stride: int
     ) -> tuple[Callable[[State], State], State]:
         fixed, moving = (self._features(*both, stride) for both in zip(features, images, strict=True))
-        return self.update.on(fixed, moving), self.update.start(fixed)
+        # the learned features' balance is the other part's inverse: no need to multiply, and hold, all of them
+        return self.update.on(fixed, moving, (2 * self.log_balance).exp()), self.update.start(fixed[0])
 
-    def _features(self, learned: Tensor, image: Tensor, stride: int) -> Tensor:
+    def _features(self, learned: Tensor, image: Tensor, stride: int) -> tuple[Tensor, Tensor]:
         """What the update compares on one level: the learned features and the locally normalised image."""
         pool, fine = POOL[image.ndim - 2], self.encoder.stride
         if fine > 1:
             image = pool(pad_to_multiple(image, fine), fine)
-        both = torch.cat([learned, image], dim=1)
         # every level covers the same voxels: those of the images, padded for the coarsest
-        if self.strides[0] > fine:
-            both = pad_to_multiple(both, self.strides[0] // fine)
+        learned, image = (pad_to_multiple(part, self.strides[0] // fine) for part in (learned, image))
         if stride > fine:
-            both = pool(both, stride // fine)
-        learned = both[:, :-1] * self.log_balance.exp()
-        return torch.cat([learned, self.contrast * locally_normalised(both[:, -1:])], dim=1)
+            learned, image = (pool(part, stride // fine) for part in (learned, image))
+        return learned, self.contrast * (-self.log_balance).exp() * locally_normalised(image)
 
     def _on_level(self, displacement: Tensor, shape: Sequence[int]) -> Tensor:
         padded = pad_to_multiple(displacement, self.strides[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from deqreg.nets.encoder import CONV
 
 State = tuple[Tensor, Tensor]
 Look = tuple[Tensor, Tensor]
+# parts of a voxel's features, which lie in several tensors: to join them takes as much memory again
+Parts = Sequence[Tensor]
 
 
 class RecurrentUpdate(nn.Module):
@@ -50,7 +52,7 @@ class RecurrentUpdate(nn.Module):
 
     >>> update = RecurrentUpdate(dims=2, hidden=4)
     >>> features = torch.nn.functional.normalize(torch.rand(1, 8, 12, 12), dim=1)
-    >>> u, h = update.on(features, features)(update.start(features))
+    >>> u, h = update.on([features], [features])(update.start(features))
     >>> list(u.shape), list(h.shape), bool(u.norm(dim=1).max() < 0.25)
     ([1, 2, 12, 12], [1, 4, 12, 12], True)
     """
@@ -89,39 +91,44 @@ class RecurrentUpdate(nn.Module):
         batch, _, *size = features.shape
         return features.new_zeros(batch, self.dims, *size), features.new_zeros(batch, self.hidden, *size)
 
-    def on(self, fixed: Tensor, moving: Tensor) -> Callable[[State], State]:
-        """The update of one pair of features, `[N, C, *S]`."""
+    def on(self, fixed: Parts, moving: Parts, weight: Tensor | float = 1.0) -> Callable[[State], State]:
+        """The update of one pair of features, in parts `[N, C_i, *S]`; their squared distance counts `weight` times."""
         features = squared_distance_features(fixed, moving)
         gates, out = _weight(self.gates), _weight(self.out)  # normalised once, not once a step
-        look = self._look_by_voxel(gates, *features) if gates[0, 0].numel() == 1 else self._look(gates, *features)
+        see = self._look_by_voxel if gates[0, 0].numel() == 1 else self._look
+        look = see(gates, weight, *features)
 
         def update(state: State) -> State:
             return self._step(look, out, *state)
 
         return update
 
-    def _look(self, gates: Tensor, fixed: Tensor, moving: Tensor, energy: Tensor) -> Callable[[Tensor, Tensor], Look]:
+    def _look(
+        self, gates: Tensor, weight: Tensor | float, fixed: Tensor, moving: Tensor, energy: Tensor
+    ) -> Callable[[Tensor, Tensor], Look]:
         """What the gates make of window, bend and memory, before they are bounded, and the window's slope."""
         bias, differences = self.gates.get_parameter("bias"), self.get_buffer("_differences")
+        scale = math.sqrt(fixed.shape[1])  # what `correlation` divides by
 
         def look(u: Tensor, h: Tensor) -> Look:
-            window = ops.correlation(fixed, moving, u, radius=1).sub_(energy)
+            window = weight * (scale * ops.correlation(fixed, moving, u, radius=1) - energy)
             seen = torch.cat([window, u - ops.gaussian(u, 1.0), h], dim=1)
             return _convolve(seen, gates, bias), _convolve(window, differences, None)
 
         return look
 
     def _look_by_voxel(
-        self, gates: Tensor, fixed: Tensor, moving: Tensor, energy: Tensor
+        self, gates: Tensor, weight: Tensor | float, fixed: Tensor, moving: Tensor, energy: Tensor
     ) -> Callable[[Tensor, Tensor], Look]:
         """The same for gates that see one voxel, which need its window only in so many sums."""
         bias, differences = self.gates.get_parameter("bias"), self.get_buffer("_differences")
         gates = gates.flatten(1)
         of_window, of_rest = gates[:, : 3**self.dims], gates[:, 3**self.dims :]
-        sums = torch.cat([of_window, differences.flatten(1)])
+        sums = torch.cat([of_window, differences.flatten(1)]) * (weight * math.sqrt(fixed.shape[1]))
         start = torch.cat([bias, bias.new_zeros(self.dims)])
         # the energy is the same for a voxel's whole window
-        of_rest = torch.cat([of_rest, -of_window.sum(1, keepdim=True)], dim=1).expand(fixed.shape[0], -1, -1)
+        of_energy = -weight * of_window.sum(1, keepdim=True)
+        of_rest = torch.cat([of_rest, of_energy], dim=1).expand(fixed.shape[0], -1, -1)
 
         def look(u: Tensor, h: Tensor) -> Look:
             seen = ops.correlation_projection(fixed, moving, u, sums, start, radius=1)
@@ -179,25 +186,28 @@ def central_differences(dims: int) -> Tensor:
     return weight.view(dims, 3**dims, *[1] * dims)
 
 
-def squared_distance_features(fixed: Tensor, moving: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Features whose correlation is minus half the squared distance of the given ones.
+def squared_distance_features(fixed: Parts, moving: Parts) -> tuple[Tensor, Tensor, Tensor]:
+    """Features whose products are minus half the squared distance of the given ones.
 
     `<(F, 1), (M, -|M|^2 / 2)> - |F|^2 / 2 = -|F - M|^2 / 2`.
 
     Args:
-        fixed: `[N, C, *S]`.
+        fixed: `F`, in parts `[N, C_i, *S]`.
         moving: as fixed.
 
     Returns:
-        Both with a channel more, the fixed ones scaled by what `correlation` divides by, and `|F|^2 / 2`.
+        Both joined and with a channel more, `[N, sum C_i + 1, *S]`, and `|F|^2 / 2`, `[N, 1, *S]`.
 
     >>> f, m = torch.rand(2, 1, 3, 4, 4)
-    >>> f1, m1, energy = squared_distance_features(f, m)
+    >>> f1, m1, energy = squared_distance_features([f], [m])
     >>> distance = (f - m).square().sum(1, keepdim=True)
-    >>> torch.allclose(ops.correlation(f1, m1, radius=0) - energy, -distance / 2, atol=1e-6)
+    >>> torch.allclose((f1 * m1).sum(1, keepdim=True) - energy, -distance / 2, atol=1e-6)
     True
     """
-    scale = math.sqrt(fixed.shape[1] + 1)
-    energies = [features.square().sum(1, keepdim=True) / 2 for features in (fixed, moving)]
-    one = torch.ones_like(energies[0])
-    return torch.cat([fixed, one], dim=1) * scale, torch.cat([moving, -energies[1]], dim=1), energies[0]
+    energy, other = (sum(map(_squares, parts)) / 2 for parts in (fixed, moving))
+    return torch.cat([*fixed, torch.ones_like(energy)], dim=1), torch.cat([*moving, -other], dim=1), energy
+
+
+def _squares(features: Tensor) -> Tensor:
+    """Their sum over the channels, `[N, 1, *S]`; a correlation, which holds none of them in memory."""
+    return math.sqrt(features.shape[1]) * ops.correlation(features, features, radius=0)

@@ -94,6 +94,8 @@ def resample(
     torch.Size([1, 1, 2, 2])
     """
     mapping = onto.map_to(grid, world)
+    if onto.shape == grid.shape and torch.equal(mapping, torch.eye(grid.dims, grid.dims + 1, dtype=mapping.dtype)):
+        return image
     if antialias and interpolation == "linear":
         # how many voxels of the image a step of the new grid spans, along each axis of the image
         steps = mapping[:, : grid.dims].abs().amax(dim=1)

@@ -120,9 +120,10 @@ def test_autocast_keeps_the_state_in_single_precision(kernel: int, bridge: bool)
     torch.manual_seed(0)
     update = RecurrentUpdate(dims=2, hidden=4, kernel=kernel, bridge=bridge)
     features = torch.nn.functional.normalize(torch.randn(2, 1, 6, 20, 20), dim=2)
-    exact = update.on(*features)(update.start(features[0]))
+    parts = features.split(1)
+    exact = update.on(*parts)(update.start(features[0]))
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = update.on(*features)(update.start(features[0]))
+        rounded = update.on(*parts)(update.start(features[0]))
     for a, b in zip(exact, rounded, strict=True):
         torch.testing.assert_close(b, a, atol=0.02, rtol=0)  # bfloat16 has 8 bits, and the state is below 1
 
@@ -131,7 +132,7 @@ def test_memory_is_bounded_and_no_step_is_longer_than_allowed() -> None:
     torch.manual_seed(0)
     update = RecurrentUpdate(dims=2, hidden=4, gain=1e4, longest_step=0.2, smooth_field=0.0)
     features = torch.nn.functional.normalize(torch.randn(2, 1, 6, 20, 20), dim=2)
-    f, (u, h) = update.on(*features), update.start(features[0])
+    f, (u, h) = update.on(*features.split(1)), update.start(features[0])
     for _ in range(5):
         moved, h = f((u, h))
         # composing interpolates the field before, which makes it no longer than it was
