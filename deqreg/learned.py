@@ -133,8 +133,9 @@ def _encoded(net: DEQReg, image: Tensor, grid: Grid) -> Tensor:
     low, high = whole.foreground_box().tolist()
     # whole blocks, for what is odd on the encoder's second scale would be padded there, in all of its channels
     first = [max(a - _MARGIN, 0) // block * block for a in low]
-    last = [min(a + -(-(b + _MARGIN + 1 - a) // block) * block, n) for a, b, n in zip(first, high, grid.shape, strict=True)]
-    head = pad_to_multiple(whole.cropped(first, [b - a for a, b in zip(first, last, strict=True)]).data, block)
+    wanted = [-(-(b + _MARGIN + 1 - a) // block) * block for a, b in zip(first, high, strict=True)]
+    shape = [min(size, n - a) for a, size, n in zip(first, wanted, grid.shape, strict=True)]
+    head = pad_to_multiple(whole.cropped(first, shape).data, block)
     # older releases of torch, which cannot tell, compute in float32
     multiplies = getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16", False)
     with torch.autocast("cpu", torch.bfloat16, enabled=bool(multiplies) and image.device.type == "cpu"):

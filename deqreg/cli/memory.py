@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import ctypes
+import math
+import os
 import sys
+from contextlib import suppress
+from threading import Thread
 
 # mallopt's numbers in glibc's malloc.h
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
-# A finest level of heads frees and takes this much again at every step.
-_KEPT = 2**29  # bytes
+_KEPT = 2**31 - 1  # bytes, the largest number that mallopt takes
+# madvise's numbers in Linux' mman.h
+_HUGE_PAGES, _POPULATE_WRITE = 14, 23
+_HUGE_PAGE, _STEP = 2**21, 2**24  # bytes
+# Every method takes this much on the finest level of a head, in bytes for a voxel of the fixed image.
+_TAKEN = 128
+# Not more than a machine gets ready while torch is imported.
+_MOST_AHEAD = 2**30
 
 
 def keep_freed_memory() -> None:
@@ -21,8 +31,60 @@ def keep_freed_memory() -> None:
     Example:
         >>> keep_freed_memory()
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(_MMAP_MAX, 0)
-        mallopt(_ARENA_MAX, 1)
-        mallopt(_TRIM_THRESHOLD, _KEPT)
+    libc = _glibc()
+    if libc is not None:
+        libc.mallopt(_MMAP_MAX, 0)
+        libc.mallopt(_ARENA_MAX, 1)
+        libc.mallopt(_TRIM_THRESHOLD, _KEPT)
+
+
+def fetch_memory(fixed: str) -> None:
+    """Have the pages that a registration will take cleared by a thread, beside the imports, which keep one core busy.
+
+    Call `keep_freed_memory` first. A virtual machine hands out memory at a gigabyte a second or less, and nothing else
+    can be done meanwhile. Does nothing where there is no glibc, or where the image cannot be read, which its reader
+    then says.
+
+    Args:
+        fixed: path of the fixed image; its size tells how much will be taken.
+
+    Example:
+        >>> fetch_memory("missing.nii.gz")
+    """
+    libc, size = _glibc(), min(_TAKEN * _voxels(fixed), _MOST_AHEAD)
+    if libc is not None and size > _STEP:
+        Thread(target=_fetch, args=(libc, size), daemon=True).start()
+
+
+def _fetch(libc: ctypes.CDLL, size: int) -> None:
+    """Take memory, page by page, and free it: it stays with the process."""
+    start = libc.malloc(size)
+    if start is None:
+        return
+    end, at = start + size, -(-start // _HUGE_PAGE) * _HUGE_PAGE
+    libc.madvise(at, end - at, _HUGE_PAGES)
+    # in steps, between which others map theirs; older systems, which cannot, refuse
+    while at < end and libc.madvise(at, min(_STEP, end - at), _POPULATE_WRITE) == 0:
+        at += _STEP
+    libc.free(start)
+
+
+def _voxels(path: str) -> int:
+    """How many an image has; 0 where it cannot be told."""
+    from nibabel import Nifti1Header
+    from nibabel.openers import ImageOpener
+
+    with suppress(Exception), ImageOpener(os.fspath(path)) as file:
+        return max(math.prod(Nifti1Header.from_fileobj(file, check=False).get_data_shape()), 0)
+    return 0
+
+
+def _glibc() -> ctypes.CDLL | None:
+    """The C library, if it is glibc."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if libc is None or not hasattr(libc, "mallopt"):
+        return None
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return libc

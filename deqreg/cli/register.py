@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
-from deqreg.cli.memory import keep_freed_memory
+from deqreg.cli.memory import fetch_memory, keep_freed_memory
 from deqreg.cli.output import check_folder, publishing
 from deqreg.cli.parser import check_installed, memory_size
 from deqreg.cli.progress import ProgressLines
@@ -101,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
     check_installed(args.method)
     if args.memory_budget is None and not args.symmetric:  # which holds twice as much as it is
         keep_freed_memory()
+        fetch_memory(args.fixed)
     registration = _register(args)
     with publishing(args.output, _PRODUCTS) as folder:
         report = _write(registration, args.words, folder)

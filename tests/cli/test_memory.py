@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import math
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 PROGRAM = """
@@ -26,3 +30,32 @@ def test_what_was_freed_stays_with_the_process() -> None:
     """128 MiB that were freed still belong to the heap; by default they are a mapping of their own, which is gone."""
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "True"
+
+
+FETCHING = """
+import sys, threading
+from deqreg.cli.memory import fetch_memory, keep_freed_memory
+
+def resident():
+    return 4096 * int(open("/proc/self/statm").read().split()[1])
+
+fetch_memory("missing.nii.gz")
+import nibabel.openers  # which takes memory too
+keep_freed_memory()
+before = resident()
+fetch_memory(sys.argv[1])
+for thread in threading.enumerate():
+    if thread is not threading.current_thread():
+        thread.join()
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
+def test_memory_is_there_before_it_is_taken(tmp_path: Path) -> None:
+    """As much as the image's size asks for, less the ends that are no whole pages; it was freed, and stays."""
+    path, shape = tmp_path / "image.nii.gz", (64, 96, 80)
+    nib.save(nib.Nifti1Image(np.zeros(shape, np.uint8), np.eye(4)), path)
+    done = subprocess.run([sys.executable, "-c", FETCHING, path], capture_output=True, text=True, check=True)
+    asked = 128 * math.prod(shape)
+    assert asked - 2**21 <= int(done.stdout) <= asked + 2**22
