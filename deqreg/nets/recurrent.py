@@ -204,10 +204,11 @@ def squared_distance_features(fixed: Parts, moving: Parts) -> tuple[Tensor, Tens
     >>> torch.allclose((f1 * m1).sum(1, keepdim=True) - energy, -distance / 2, atol=1e-6)
     True
     """
-    energy, other = (sum(map(_squares, parts)) / 2 for parts in (fixed, moving))
+    energy, other = _squares(fixed) / 2, _squares(moving) / 2
     return torch.cat([*fixed, torch.ones_like(energy)], dim=1), torch.cat([*moving, -other], dim=1), energy
 
 
-def _squares(features: Tensor) -> Tensor:
-    """Their sum over the channels, `[N, 1, *S]`; a correlation, which holds none of them in memory."""
-    return math.sqrt(features.shape[1]) * ops.correlation(features, features, radius=0)
+def _squares(parts: Parts) -> Tensor:
+    """Their sum over all channels, `[N, 1, *S]`; by correlations, which hold none of them in memory."""
+    sums = [math.sqrt(part.shape[1]) * ops.correlation(part, part, radius=0) for part in parts]
+    return torch.cat(sums, dim=1).sum(1, keepdim=True)
