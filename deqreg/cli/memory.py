@@ -6,19 +6,19 @@ import ctypes
 import math
 import os
 import sys
-from contextlib import suppress
-from threading import Thread
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from threading import Event, Thread
 
 # mallopt's numbers in glibc's malloc.h
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 _KEPT = 2**31 - 1  # bytes, the largest number that mallopt takes
-# madvise's numbers in Linux' mman.h
-_HUGE_PAGES, _POPULATE_WRITE = 14, 23
+_HUGE_PAGES = 14  # madvise's number in Linux' mman.h
 _HUGE_PAGE, _STEP = 2**21, 2**24  # bytes
 # Every method takes this much on the finest level of a head, in bytes for a voxel of the fixed image.
 _TAKEN = 128
-# Not more than a machine gets ready while torch is imported.
-_MOST_AHEAD = 2**30
+# No machine gets more than this ready while torch is imported.
+_MOST = 2**30
 
 
 def keep_freed_memory() -> None:
@@ -38,33 +38,45 @@ def keep_freed_memory() -> None:
         libc.mallopt(_TRIM_THRESHOLD, _KEPT)
 
 
-def fetch_memory(fixed: str) -> None:
-    """Have the pages that a registration will take cleared by a thread, beside the imports, which keep one core busy.
+@contextmanager
+def fetching_memory(fixed: str) -> Iterator[None]:
+    """While the block runs, have a thread fetch the memory that a registration will take.
 
-    Call `keep_freed_memory` first. A virtual machine hands out memory at a gigabyte a second or less, and nothing else
-    can be done meanwhile. Does nothing where there is no glibc, or where the image cannot be read, which its reader
-    then says.
+    Meant for imports, which keep one core busy: a virtual machine hands out memory at a gigabyte a second or less, and
+    where it is taken nothing else can be done meanwhile. Call `keep_freed_memory` first. Does nothing where there is no
+    glibc, or where the image cannot be read, which its reader then says.
 
     Args:
         fixed: path of the fixed image; its size tells how much will be taken.
 
     Example:
-        >>> fetch_memory("missing.nii.gz")
+        >>> with fetching_memory("missing.nii.gz"):
+        ...     import torch
     """
-    libc, size = _glibc(), min(_TAKEN * _voxels(fixed), _MOST_AHEAD)
-    if libc is not None and size > _STEP:
-        Thread(target=_fetch, args=(libc, size), daemon=True).start()
+    libc, size = _glibc(), min(_TAKEN * _voxels(fixed), _MOST)
+    if libc is None or size < _STEP:
+        yield
+        return
+    enough = Event()
+    thread = Thread(target=_fetch, args=(libc, size, enough), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        enough.set()
+        thread.join()
 
 
-def _fetch(libc: ctypes.CDLL, size: int) -> None:
-    """Take memory, page by page, and free it: it stays with the process."""
+def _fetch(libc: ctypes.CDLL, size: int, enough: Event) -> None:
+    """Write to memory that was never used until it is enough, and free it: it stays with the process."""
     start = libc.malloc(size)
     if start is None:
         return
     end, at = start + size, -(-start // _HUGE_PAGE) * _HUGE_PAGE
     libc.madvise(at, end - at, _HUGE_PAGES)
-    # in steps, between which others map theirs; older systems, which cannot, refuse
-    while at < end and libc.madvise(at, min(_STEP, end - at), _POPULATE_WRITE) == 0:
+    # not madvise's MADV_POPULATE_WRITE, which keeps other threads from mapping theirs
+    while at < end and not enough.is_set():
+        ctypes.memset(at, 0, min(_STEP, end - at))
         at += _STEP
     libc.free(start)
 

@@ -9,12 +9,12 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
-from deqreg.cli.memory import fetch_memory, keep_freed_memory
+from deqreg.cli.memory import fetching_memory, keep_freed_memory
 from deqreg.cli.output import check_folder, publishing
 from deqreg.cli.parser import check_installed, memory_size
 from deqreg.cli.progress import ProgressLines
@@ -99,9 +99,11 @@ def run(args: argparse.Namespace) -> int:
     """Register, write, and say how it went."""
     check_folder(args.output)
     check_installed(args.method)
-    if args.memory_budget is None and not args.symmetric:  # which holds twice as much as it is
-        keep_freed_memory()
-        fetch_memory(args.fixed)
+    with ExitStack() as imports:
+        if args.memory_budget is None and not args.symmetric:  # which holds twice as much as it is
+            keep_freed_memory()
+            imports.enter_context(fetching_memory(args.fixed))
+        importlib.import_module("deqreg.register")
     registration = _register(args)
     with publishing(args.output, _PRODUCTS) as folder:
         report = _write(registration, args.words, folder)
@@ -113,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _register(args: argparse.Namespace) -> Registration:
     """Run the registration with progress on stderr."""
-    from deqreg.register import register  # here, for it imports torch
+    from deqreg.register import register
 
     # a whole command takes a third of a second less than with this import at its end (docs/method.md)
     Thread(target=_import_ahead, daemon=True).start()
