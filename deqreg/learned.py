@@ -23,7 +23,7 @@ from deqreg.spatial import Grid, Image, resample, resample_displacement
 # no better and the field is less even (docs/learned.md).
 SOLVERS = (
     Anderson(memory=8, tol=0.006, max_steps=60, norm="rms", patience=None),
-    Anderson(memory=4, tol=0.003, max_steps=3, norm="rms", patience=None),
+    Anderson(memory=2, tol=0.003, max_steps=3, norm="rms", patience=None),
 )
 
 # Voxels around a head that the encoder sees: features there tell it from nothing.
