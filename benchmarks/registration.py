@@ -192,12 +192,13 @@ def versions(peers_python: str | None) -> dict[str, dict[str, str]]:
 
 
 def deqreg_command(pair: Pair, method: Method, work: Path) -> tuple[list[str], Path]:
-    """As a user would write it, and where the displacement will be."""
+    """As a user would write it, and where the displacement will be.
+
+    It is given what the peers are: labels and landmarks, which it would warp and report on, are for the scores.
+    """
     words = [sys.executable, "-m", "deqreg", "register", str(pair.fixed), str(pair.moving), "-o", str(work / "out")]
-    given = [("mask", pair.masks), ("labels", pair.labels), ("landmarks", pair.landmarks)]
-    for kind, files in given:
-        for side, file in zip(("fixed", "moving"), files or (), strict=False):
-            words += [f"--{side}-{kind}", str(file)]
+    for side, file in zip(("fixed", "moving"), pair.masks or (), strict=False):
+        words += [f"--{side}-mask", str(file)]
     for name, value in method.parameters.items():
         of_file = HERE.parent / str(value) if str(value).endswith(".toml") else value
         words += [f"--{name}"] if value is True else [f"--{name}", str(of_file)]
