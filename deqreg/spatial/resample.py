@@ -86,7 +86,7 @@ def resample(
         antialias: smooth before a linear interpolation onto a coarser grid.
 
     Returns:
-        `[1, C, *onto.shape]`.
+        `[1, C, *onto.shape]`; the image itself where the voxels of both grids are the same.
 
     >>> import torch
     >>> grid = Grid((4, 4), torch.eye(3, dtype=torch.float64))

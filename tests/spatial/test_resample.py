@@ -69,3 +69,12 @@ def test_a_million_points_are_sampled_as_closely_as_a_few() -> None:
     points = 15 * torch.rand(1, 1_000_000, 2, generator=torch.Generator().manual_seed(0))
     # a thousand voxels a side: an index of 1000 leaves 6e-5 of float32
     assert (sample(ramp, points)[..., 0] - points[..., 0]).abs().max() < 2e-4
+
+
+def test_on_its_own_voxels_an_image_is_what_it_was_and_elsewhere_it_is_not() -> None:
+    grid = Grid((6, 7, 5), torch.diag(torch.tensor([2.0, 3.0, 1.5, 1.0], dtype=torch.float64)))
+    image = torch.rand(1, 1, *grid.shape)
+    shift = torch.eye(4, dtype=torch.float64)
+    shift[:3, 3] = grid.affine[:3, 0]  # a voxel along the first axis
+    assert resample(image, grid, grid) is image
+    torch.testing.assert_close(resample(image, grid, grid, shift)[:, :, :-1], image[:, :, 1:])
