@@ -20,7 +20,7 @@ from deqreg.spatial import Grid, Image, resample, resample_displacement
 
 # Most of the way is made on the coarse level, where a step costs a tenth: there, with a memory of 8, the residual is at
 # the tolerance after some 18 steps on pairs that were not trained on. At half of it, after 30 to 41, the labels match
-# no better and the field is less even (docs/learned.md).
+# no better and the field is less even (docs/learned.md). The finest level takes three steps, which mix two iterates.
 SOLVERS = (
     Anderson(memory=8, tol=0.006, max_steps=60, norm="rms", patience=None),
     Anderson(memory=2, tol=0.003, max_steps=3, norm="rms", patience=None),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,7 +14,7 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 _KEPT = 2**31 - 1  # bytes, the largest number that mallopt takes
 _HUGE_PAGES = 14  # madvise's number in Linux' mman.h
 _HUGE_PAGE, _STEP = 2**21, 2**24  # bytes
-# Every method takes this much on the finest level of a head, in bytes for a voxel of the fixed image.
+# About what any method takes on the finest level of a head, in bytes for a voxel of the fixed image.
 _TAKEN = 128
 # No machine gets more than this ready while torch is imported.
 _MOST = 2**30
@@ -86,7 +85,7 @@ def _voxels(path: str) -> int:
     from nibabel import Nifti1Header
     from nibabel.openers import ImageOpener
 
-    with suppress(Exception), ImageOpener(os.fspath(path)) as file:
+    with suppress(Exception), ImageOpener(path) as file:
         return max(math.prod(Nifti1Header.from_fileobj(file, check=False).get_data_shape()), 0)
     return 0
 

@@ -33,11 +33,11 @@ def test_what_was_freed_stays_with_the_process() -> None:
 
 
 FETCHING = """
-import sys, time
+import resource, sys, time
 from deqreg.cli.memory import fetching_memory, keep_freed_memory
 
 def resident():
-    return 4096 * int(open("/proc/self/statm").read().split()[1])
+    return resource.getpagesize() * int(open("/proc/self/statm").read().split()[1])
 
 with fetching_memory("missing.nii.gz"):
     import nibabel.openers  # which takes memory too

@@ -314,6 +314,16 @@ def test_memory_does_not_grow_with_the_steps() -> None:
     assert elements == (2 * 4 + 1) * 2 * 64
 
 
+def test_no_more_iterates_are_kept_than_there_may_be_steps() -> None:
+    z0 = (torch.linspace(-1, 1, 64).view(1, 64),)
+    few = Anderson(tol=0, memory=3, max_steps=3, patience=None)
+    many = Anderson(tol=0, memory=8, max_steps=3, patience=None)
+    held = [sum(values.numel() for values in AndersonState(z0, solver).values) for solver in (few, many)]
+    assert held == [3 * 64, 3 * 64]
+    ends = [fixed_point(torch.cos, z0[0], solver=solver).value for solver in (few, many)]
+    assert torch.equal(*ends)
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     low=st.floats(-0.95, 0.0),

@@ -128,6 +128,18 @@ def test_autocast_keeps_the_state_in_single_precision(kernel: int, bridge: bool)
         torch.testing.assert_close(b, a, atol=0.02, rtol=0)  # bfloat16 has 8 bits, and the state is below 1
 
 
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_features_may_come_in_parts_and_a_distance_may_count_more(kernel: int) -> None:
+    torch.manual_seed(0)
+    update = RecurrentUpdate(dims=2, hidden=4, kernel=kernel)
+    fixed, moving = torch.randn(2, 1, 6, 20, 20)
+    u, h = update.start(fixed)
+    whole = update.on([2 * fixed], [2 * moving])((u + 0.3, h))
+    parts = update.on(fixed.split([4, 2], dim=1), moving.split([4, 2], dim=1), weight=4.0)((u + 0.3, h))
+    for a, b in zip(whole, parts, strict=True):
+        torch.testing.assert_close(b, a, atol=1e-5, rtol=1e-5)  # sums of other orders, in single precision
+
+
 def test_memory_is_bounded_and_no_step_is_longer_than_allowed() -> None:
     torch.manual_seed(0)
     update = RecurrentUpdate(dims=2, hidden=4, gain=1e4, longest_step=0.2, smooth_field=0.0)
