@@ -163,8 +163,8 @@ class DEQReg(nn.Module):
         self, features: tuple[Tensor, Tensor], images: tuple[Tensor, Tensor], stride: int
     ) -> tuple[Callable[[State], State], State]:
         fixed, moving = (self._features(*both, stride) for both in zip(features, images, strict=True))
-        # |e^b (L - L')|^2 + |I - I'|^2 = e^2b (|L - L'|^2 + |e^-b (I - I')|^2): the learned features, most of the memory,
-        # stay as they are
+        # |e^b (L - L')|^2 + |I - I'|^2 = e^2b (|L - L'|^2 + |e^-b (I - I')|^2): the learned features, which take most
+        # of the memory, stay as they are
         return self.update.on(fixed, moving, (2 * self.log_balance).exp()), self.update.start(fixed[0])
 
     def _features(self, learned: Tensor, image: Tensor, stride: int) -> tuple[Tensor, Tensor]:
