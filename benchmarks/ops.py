@@ -285,8 +285,13 @@ def warp_all(shape: tuple[int, ...], device: str, dtype: torch.dtype, channels: 
     u = smooth_field(shape, device).requires_grad_()
     # forward, and both gradients with one reading of the displacement and of the values
     moved = (2 * image.nbytes + u.nbytes) + (3 * image.nbytes + 2 * u.nbytes)
+    values = normal(1, channels, *shape, dtype=dtype, device=device)
+
+    def through(function: Callable[..., Tensor]) -> Any:
+        return torch.autograd.grad(function(image, u), (image, u), values)
+
     name = f"warp + both gradients C={channels}"
-    return Problem(name, shape, dtype, moved, differentiated(ops.warp, image, u), differentiated(torch_warp, image, u))
+    return Problem(name, shape, dtype, moved, lambda: through(ops.warp), lambda: through(torch_warp))
 
 
 def compose(shape: tuple[int, ...], device: str, dtype: torch.dtype) -> Problem:

@@ -144,6 +144,8 @@ struct BoxedSampling {
 template <class T>
 struct Positions {
   alignas(64) T axis[3][box_voxels];
+  // Along each axis. What is less than -1 or not a number counts as -1: its cell is the first one as well.
+  T lowest[3], highest[3];
 
   template <int D>
   void fill(const BoxedSampling<D, T>& boxed, const OutputBox& box) {
@@ -151,8 +153,16 @@ struct Positions {
   }
 
  private:
+  static constexpr int lanes = native_lanes<T>;
+  using V = typename Vector<T, lanes>::Aligned;
+
   template <bool has_affine, int D>
   void fill_rows(const BoxedSampling<D, T>& boxed, const OutputBox& box) {
+    V low[3], high[3];
+    for (int a = 0; a < 3; ++a) {
+      low[a] = V{} + T(boxed.image_size[a]);
+      high[a] = V{} - T(1);
+    }
     T affine[D * (D + 1)];
     for (int i = 0; i < D * (D + 1); ++i) affine[i] = boxed.affine(box.sample)[i];
     alignas(64) T column[box_size[2]];
@@ -175,25 +185,34 @@ struct Positions {
         for (std::int32_t j = count; j < box.row; ++j) to[a][j] = to[a][count - 1];
       if constexpr (D == 2)
         for (std::int32_t j = 0; j < box.row; ++j) to[0][j] = T(0);
+      for (int a = 0; a < 3; ++a)
+        for (std::int32_t j = 0; j < box.row; j += lanes) {
+          const V position = *reinterpret_cast<const V*>(to[a] + j), least = V{} - T(1);
+          const V known = position > least ? position : least;  // false for NaN
+          low[a] = known < low[a] ? known : low[a];
+          high[a] = known > high[a] ? known : high[a];
+        }
       for (T*& row : to) row += box.row;
+    }
+    for (int a = 0; a < 3; ++a) {
+      lowest[a] = low[a][0];
+      highest[a] = high[a][0];
+      for (int l = 1; l < lanes; ++l) {
+        lowest[a] = low[a][l] < lowest[a] ? low[a][l] : lowest[a];
+        highest[a] = high[a][l] > highest[a] ? high[a][l] : highest[a];
+      }
     }
   }
 };
 
 template <Padding padding, int D, class T>
-inline Reach find_reach(const BoxedSampling<D, T>& boxed, const OutputBox& box, const Positions<T>& positions) {
+inline Reach find_reach(const BoxedSampling<D, T>& boxed, const Positions<T>& positions) {
   Reach reach;
   std::int32_t extent[3];
-  const std::int32_t count = box.rows() * box.row;
   for (int a = 0; a < 3; ++a) {
-    std::int32_t lowest = boxed.image_size[a], highest = 0;
-    for (std::int32_t j = 0; j < count; ++j) {
-      const std::int32_t base = core::linear_axis<padding>(positions.axis[a][j], boxed.image_size[a]).base;
-      lowest = base < lowest ? base : lowest;
-      highest = base > highest ? base : highest;
-    }
-    reach.low[a] = lowest;
-    extent[a] = highest - lowest + 1;
+    const auto base = [&](T x) { return core::linear_axis<padding>(x, boxed.image_size[a]).base; };
+    reach.low[a] = base(positions.lowest[a]);
+    extent[a] = base(positions.highest[a]) - reach.low[a] + 1;
   }
   reach.planes = extent[0] + (boxed.image_size[0] > 1 ? 1 : 0);
   reach.rows = extent[1];
@@ -375,7 +394,7 @@ inline void for_boxes(const Op& op, std::int64_t first, const Executor& executor
     for (std::int64_t i = begin; i < end; ++i) {
       const OutputBox box = boxed.box(i), next = boxed.box(i + 1 < end ? i + 1 : i);
       positions->fill(boxed, box);
-      const Reach reach = find_reach<padding>(boxed, box, *positions);
+      const Reach reach = find_reach<padding>(boxed, *positions);
       const bool packs = worth_packing(box, reach);
       const std::int64_t plane = boxed.image_size[0] > 1 ? std::int64_t{4} * reach.rows * reach.row : 0;
       for (std::int64_t k = first; k < op.channels; ++k) {

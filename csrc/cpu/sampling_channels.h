@@ -144,7 +144,7 @@ inline void for_channel_boxes(const Op& op, const Executor& executor, const Pack
     for (std::int64_t i = begin; i < end; ++i) {
       const OutputBox box = boxed.box(i), next = boxed.box(i + 1 < end ? i + 1 : i);
       positions->fill(boxed, box);
-      const Reach reach = with_neighbours(boxed, find_reach<padding>(boxed, box, *positions));
+      const Reach reach = with_neighbours(boxed, find_reach<padding>(boxed, *positions));
       const bool packs = worth_packing(box, reach);
       const CellChannels<T> cells(reach, image.data());
       for (std::int64_t k = 0; k < channels; k += lanes) {

@@ -50,6 +50,7 @@ struct Slopes {
     const bool first = is_first(c);
     for (std::int32_t j = 0; j < count; j += lanes) {
       __builtin_prefetch(values + rows_ahead + j, 0, 2);
+      for (int a = 0; a < D; ++a) __builtin_prefetch(out + a * voxels + rows_ahead + j, 1);
       typename SlopeRow<T>::V along[3];
       row.slope(j, along);
       const auto value = load_first<T>(values + j, count - j);

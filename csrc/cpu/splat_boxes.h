@@ -82,8 +82,7 @@ class QuadSums {
   static constexpr int lanes = native_lanes<T>;
 
   explicit QuadSums(const BoxedSampling<D, T>& boxed)
-      : quads_(Buffer<T>::uninitialised(4 * boxed.capacity())),
-        parts_(2 * (whole_rows(boxed.image_size[2]) + row_multiple)) {}
+      : quads_(Buffer<T>::uninitialised(4 * boxed.capacity())), nothing_(4 * whole_rows(boxed.image_size[2])) {}
 
   void clear(const Reach& reach) { std::memset(quads_.data(), 0, 4 * reach.voxels() * sizeof(T)); }
 
@@ -104,14 +103,14 @@ class QuadSums {
     }
   }
 
-  /// Adds the sums to the rows of a channel that a thread owns.
+  /// Adds the sums to the rows of a channel that a thread owns: the upper halves of a row's own quads, and the lower
+  /// ones of those above.
   void unpack(const BoxedSampling<D, T>& boxed, const Reach& reach, Share share, T* image) {
     const Reach all = with_neighbours(boxed, reach);
     for_owned_rows(boxed, all, share, image, [&](T* to, std::int32_t z, std::int32_t y) {
-      const std::int64_t row = std::int64_t{4} * reach.row;
-      const T* const own = quads_.data() + (std::int64_t{z} * reach.rows + y) * row;
-      if (y < reach.rows) add_row(own, reach.row, all.width, to);
-      if (y > 0) add_row(own - row + 2, reach.row, all.width, to);
+      const T* const own = quads_.data() + (std::int64_t{z} * reach.rows + y) * reach.row * 4;
+      add_row(y < reach.rows ? own : nothing_.data(), y > 0 ? own - 4 * reach.row : nothing_.data(), reach.row,
+              all.width, to);
     });
   }
 
@@ -138,18 +137,28 @@ class QuadSums {
     }
   }
 
-  /// to[x] += what a row of quads holds for x itself, first, and for its right neighbour, second.
-  void add_row(const T* quads, std::int32_t row, std::int32_t count, T* to) {
-    T *const own = parts_.data(), *const right = own + row + row_multiple;
-    for (std::int32_t x = 0; x < row; ++x) {
-      own[x] = quads[4 * x];
-      right[x + 1] = quads[4 * x + 1];
+  /// to[x] += the first of own[x], the second of own[x - 1], the third of above[x] and the fourth of above[x - 1], of
+  /// rows of `row` quads; `count` is one more at most.
+  static void add_row(const T* own, const T* above, std::int32_t row, std::int32_t count, T* to) {
+    using V = typename Vector<T, lanes>::Aligned;
+    const std::make_integer_sequence<int, lanes> all;
+    V before{};
+    for (std::int32_t x = 0; x < row && x < count; x += lanes) {
+      const auto* const upper = reinterpret_cast<const V*>(own + 4 * x);
+      const auto* const lower = reinterpret_cast<const V*>(above + 4 * x);
+      V pairs[2];  // what falls on a voxel, and what on its right neighbour
+      for (int half = 0; half < 2; ++half)
+        pairs[half] = every_other<T, 2, 0>(upper[2 * half], upper[2 * half + 1], all) +
+                      every_other<T, 2, 1>(lower[2 * half], lower[2 * half + 1], all);
+      const V right = every_other<T, 1, 1>(pairs[0], pairs[1], all);
+      const V sum = every_other<T, 1, 0>(pairs[0], pairs[1], all) + shift_in<T>(before, right, all);
+      store_first(load_first<T>(to + x, count - x) + sum, count - x, to + x);
+      before = right;
     }
-    own[row] = right[0] = T(0);
-    for (std::int32_t x = 0; x < count; ++x) to[x] += own[x] + right[x];
+    if (count > row) to[row] += before[lanes - 1];
   }
 
-  Buffer<T> quads_, parts_;
+  Buffer<T> quads_, nothing_;
 };
 
 /// What every box reaches.
@@ -161,7 +170,7 @@ std::unique_ptr<Reach[]> find_reaches(const BoxedSampling<D, T>& boxed, const Ex
     for (std::int64_t i = begin; i < end; ++i) {
       const OutputBox box = boxed.box(i);
       positions->fill(boxed, box);
-      reaches[i] = find_reach<padding>(boxed, box, *positions);
+      reaches[i] = find_reach<padding>(boxed, *positions);
     }
   });
   return reaches;

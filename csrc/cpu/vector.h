@@ -47,10 +47,16 @@ DEQREG_INLINE V interleave(V a, V b, std::integer_sequence<int, i...>) {
   return shuffle<T, (i / unit % 2 * lanes + (upper ? lanes / 2 : 0) + i / unit / 2 * unit + i % unit)...>(a, b);
 }
 
-/// The even or the odd values of a and b.
-template <class T, int odd, class V, int... i>
+/// The even or the odd groups of `unit` values of a and b.
+template <class T, int unit, int odd, class V, int... i>
 DEQREG_INLINE V every_other(V a, V b, std::integer_sequence<int, i...>) {
-  return shuffle<T, (2 * i + odd)...>(a, b);
+  return shuffle<T, ((2 * (i / unit) + odd) * unit + i % unit)...>(a, b);
+}
+
+/// The last value of a, and all of b but its last.
+template <class T, class V, int... i>
+DEQREG_INLINE V shift_in(V a, V b, std::integer_sequence<int, i...>) {
+  return shuffle<T, (static_cast<int>(sizeof...(i)) - 1 + i)...>(a, b);
 }
 
 /// [4][lanes] to [lanes][4], four lanes at least.
@@ -74,12 +80,12 @@ DEQREG_INLINE void deinterleave_four(const T* from, V (&out)[4]) {
   const std::make_integer_sequence<int, lanes> all;
   const auto* const in = reinterpret_cast<const typename Vector<T, lanes>::Loose*>(from);
   const V first = in[0], second = in[1], third = in[2], fourth = in[3];
-  const V even[2] = {every_other<T, 0>(first, second, all), every_other<T, 0>(third, fourth, all)};
-  const V odd[2] = {every_other<T, 1>(first, second, all), every_other<T, 1>(third, fourth, all)};
-  out[0] = every_other<T, 0>(even[0], even[1], all);
-  out[1] = every_other<T, 0>(odd[0], odd[1], all);
-  out[2] = every_other<T, 1>(even[0], even[1], all);
-  out[3] = every_other<T, 1>(odd[0], odd[1], all);
+  const V even[2] = {every_other<T, 1, 0>(first, second, all), every_other<T, 1, 0>(third, fourth, all)};
+  const V odd[2] = {every_other<T, 1, 1>(first, second, all), every_other<T, 1, 1>(third, fourth, all)};
+  out[0] = every_other<T, 1, 0>(even[0], even[1], all);
+  out[1] = every_other<T, 1, 0>(odd[0], odd[1], all);
+  out[2] = every_other<T, 1, 1>(even[0], even[1], all);
+  out[3] = every_other<T, 1, 1>(odd[0], odd[1], all);
 }
 
 /// A square of [lanes][lanes] values turned over, its rows `from_row` and `to_row` apart.
