@@ -54,6 +54,7 @@ void warp_boxes(const Warp& op, const Executor& executor) {
       [&](const ValueRow<T>& row, std::int32_t count, std::int64_t c, std::int64_t offset) {
         T* const out = static_cast<T*>(op.out) + c * voxels + offset;
         for (std::int32_t j = 0; j < count; j += lanes) {
+          // what is stored waits for its lines as well; four rows on, as in Slopes
           __builtin_prefetch(out + 4 * op.out_grid.size[D - 1] + j, 1);
           store_first(row.value(j), count - j, out + j);
         }
