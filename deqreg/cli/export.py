@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deqreg.cli.output import check_file
+from deqreg.cli.output import check_file, check_not_input
 
 if TYPE_CHECKING:  # for annotations alone: they import torch, and help must be quick
     import numpy as np
@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from deqreg import io
 
     check_file(args.output, _SUFFIXES[args.format])
+    check_not_input(args.output, [name for name in (args.transform, args.reference) if name is not None])
     transform = io.read_transform(args.transform)
     write = {"elastix": _elastix, "greedy": _greedy, "learn2reg": _learn2reg}[args.format]
     write(transform, args)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from deqreg.cli.output import check_file
+from deqreg.cli.output import check_file, check_not_input
 
 
 def add(commands: Any) -> None:
@@ -34,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
     transform = io.read_transform(args.transform)
     matrix = isinstance(transform, np.ndarray)
     check_file(args.output, (".tfm", ".txt") if matrix else (".nii", ".nii.gz"))
+    check_not_input(args.output, [name for name in (args.transform, args.reference) if name is not None])
     if matrix != (args.reference is None):
         wanted = "no --reference: an affine transform has no grid" if matrix else "--reference, whose grid it takes"
         raise ValueError(f"the inverse of {args.transform} needs {wanted}")

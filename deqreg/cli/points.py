@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deqreg.cli.output import check_file
+from deqreg.cli.output import check_file, check_not_input
 
 if TYPE_CHECKING:  # for annotations alone: they import torch, and help must be quick
     import torch
@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from deqreg import io, transforms
 
     check_file(args.output, (".csv",))
+    check_not_input(args.output, [args.transform, args.points])
     transform = io.read_transform(args.transform)
     name = f"points {args.points}"
     points = io.read_landmarks(args.points, "points")

@@ -39,6 +39,25 @@ def test_images_come_back_with_the_inverse(registered, straight, tmp_path):
     assert np.median(np.abs(values(once)[tuple(map(slice, x.shape))] - x[tuple(map(slice, values(once).shape))])) > 0.5
 
 
+@pytest.mark.parametrize(
+    ("command", "written", "words"),
+    [
+        ("invert", "d.nii.gz", ["d.nii.gz", "--reference", "moving.nii.gz"]),
+        ("invert", "moving.nii.gz", ["d.nii.gz", "--reference", "moving.nii.gz"]),
+        ("invert", "a.tfm", ["a.tfm"]),
+        ("points", "p.csv", ["d.nii.gz", "p.csv"]),
+        ("export", "d.nii.gz", ["d.nii.gz", "--format", "learn2reg"]),
+        ("export", "moving.nii.gz", ["d.nii.gz", "--format", "learn2reg", "--reference", "moving.nii.gz"]),
+    ],
+)
+def test_no_input_is_overwritten(bent, one_line, command, written, words):
+    (bent / "p.csv").write_text("x,y,z\n10,-20,30\n")
+    target, before = bent / written, (bent / written).read_bytes()
+    files = [bent / word if (bent / word).exists() else word for word in words]
+    assert one_line(command, *files, "-o", target).endswith(f"-o {target}: is the input {target}; give another place")
+    assert target.read_bytes() == before
+
+
 def test_points_go_there_and_back(bent):
     inside = io.read_displacement(bent / "d.nii.gz").affine @ np.array([[9.0, 9, 9, 1], [12, 8, 6, 1]]).T
     io.write_landmarks(bent / "p.csv", inside[:3].T)
