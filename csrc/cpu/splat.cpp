@@ -112,25 +112,26 @@ void splat_boxes(const Splat& op, const Executor& executor) {
   const std::int64_t first = channels_in_vectors<T>(op.channels);
   if (first == op.channels) return;
   const BoxedSampling<D, T> boxed(op);
-  const auto reaches = find_reaches<padding>(boxed, executor);
+  const auto planes = find_planes<padding>(boxed, executor);
   const std::int64_t ahead = 4 * op.out_grid.size[D - 1];
   for_shares<T>(op, first, op.channels, executor, [&](Share share) {
     QuadSums<D, T> sums(boxed);
     LinearTile<3, T, std::int32_t> tile;
-    for_boxes_of(boxed, reaches.get(), share, [&](const OutputBox& box, const auto& positions, const Reach& reach) {
-      if (!worth_packing(box, reach)) return push_box<padding>(op, boxed, box, share, first, op.channels);
-      const std::int64_t plane = boxed.image_size[0] > 1 ? std::int64_t{4} * reach.rows * reach.row : 0;
-      for (std::int64_t k = first; k < op.channels; ++k) {
-        const std::int64_t c = box.sample * op.channels + k;
-        const T* const values = static_cast<const T*>(op.values) + c * boxed.voxels;
-        sums.clear(reach);
-        for (std::int32_t r = 0; r < box.rows(); ++r) {
-          fill_cells<padding>(boxed, box, positions, reach, r, tile);
-          sums.add(tile, box.extent[2], values + boxed.offset(box, r), ahead, plane);
-        }
-        sums.unpack(boxed, reach, share, static_cast<T*>(op.image) + c * boxed.image_voxels);
-      }
-    });
+    for_boxes_of<padding>(
+        boxed, planes.get(), share, [&](const OutputBox& box, const auto& positions, const Reach& reach) {
+          if (!worth_packing(box, reach)) return push_box<padding>(op, boxed, box, share, first, op.channels);
+          const std::int64_t plane = boxed.image_size[0] > 1 ? std::int64_t{4} * reach.rows * reach.row : 0;
+          for (std::int64_t k = first; k < op.channels; ++k) {
+            const std::int64_t c = box.sample * op.channels + k;
+            const T* const values = static_cast<const T*>(op.values) + c * boxed.voxels;
+            sums.clear(reach);
+            for (std::int32_t r = 0; r < box.rows(); ++r) {
+              fill_cells<padding>(boxed, box, positions, reach, r, tile);
+              sums.add(tile, box.extent[2], values + boxed.offset(box, r), ahead, plane);
+            }
+            sums.unpack(boxed, reach, share, static_cast<T*>(op.image) + c * boxed.image_voxels);
+          }
+        });
   });
 }
 
@@ -140,30 +141,31 @@ void splat_channels(const Splat& op, const Executor& executor) {
   const std::int64_t channels = channels_in_vectors<T>(op.channels);
   if (channels == 0) return;
   const BoxedSampling<D, T> boxed(op, channels_box_size);
-  const auto reaches = find_reaches<padding>(boxed, executor);
+  const auto planes = find_planes<padding>(boxed, executor);
   for_shares<T>(op, 0, channels, executor, [&](Share share) {
     ChannelSums<D, T> sums(boxed);
     const std::unique_ptr<ChannelsValueRow<T>> row(new ChannelsValueRow<T>);
     const auto values = Buffer<T>::uninitialised(2 * lanes * box_size[2]);
     T* const scratch = values.data() + lanes * box_size[2];
-    for_boxes_of(boxed, reaches.get(), share, [&](const OutputBox& box, const auto& positions, const Reach& quads) {
-      const Reach reach = with_neighbours(boxed, quads);
-      if (!worth_packing(box, reach)) return push_box<padding>(op, boxed, box, share, 0, channels);
-      const CellChannels<T> cells(reach, nullptr);
-      for (std::int64_t k = 0; k < channels; k += lanes) {
-        const std::int64_t c = box.sample * op.channels + k;
-        const std::int32_t count = static_cast<std::int32_t>(channels - k < lanes ? channels - k : lanes);
-        sums.clear(reach);
-        for (std::int32_t r = 0; r < box.rows(); ++r) {
-          const T* const from = static_cast<const T*>(op.values) + c * boxed.voxels + boxed.offset(box, r);
-          fill_cells<padding>(boxed, box, positions, reach, r, row->tile);
-          row->weigh(box.row);
-          turn_channels_last(from, boxed.voxels, count, box.extent[2], boxed.out_size[2], scratch, values.data());
-          sums.add(*row, cells, box.extent[2], values.data());
-        }
-        sums.unpack(boxed, reach, share, count, static_cast<T*>(op.image) + c * boxed.image_voxels);
-      }
-    });
+    for_boxes_of<padding>(
+        boxed, planes.get(), share, [&](const OutputBox& box, const auto& positions, const Reach& quads) {
+          const Reach reach = with_neighbours(boxed, quads);
+          if (!worth_packing(box, reach)) return push_box<padding>(op, boxed, box, share, 0, channels);
+          const CellChannels<T> cells(reach, nullptr);
+          for (std::int64_t k = 0; k < channels; k += lanes) {
+            const std::int64_t c = box.sample * op.channels + k;
+            const std::int32_t count = static_cast<std::int32_t>(channels - k < lanes ? channels - k : lanes);
+            sums.clear(reach);
+            for (std::int32_t r = 0; r < box.rows(); ++r) {
+              const T* const from = static_cast<const T*>(op.values) + c * boxed.voxels + boxed.offset(box, r);
+              fill_cells<padding>(boxed, box, positions, reach, r, row->tile);
+              row->weigh(box.row);
+              turn_channels_last(from, boxed.voxels, count, box.extent[2], boxed.out_size[2], scratch, values.data());
+              sums.add(*row, cells, box.extent[2], values.data());
+            }
+            sums.unpack(boxed, reach, share, count, static_cast<T*>(op.image) + c * boxed.image_voxels);
+          }
+        });
   });
 }
 

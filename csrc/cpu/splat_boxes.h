@@ -1,6 +1,7 @@
 // What the adjoint of sampling is made of: planes of the image that a thread owns, and what a box adds to them.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 
@@ -161,32 +162,82 @@ class QuadSums {
   Buffer<T> quads_, nothing_;
 };
 
-/// What every box reaches.
+/// Planes of the image that a box adds to, and maybe more; rows in 2-D.
+struct Planes {
+  std::int32_t first, last;
+};
+
+/// Of `count` boxes side by side from `first_box` on. Without an affine map the first component says it all: a part of
+/// the displacement is read, as it lies in memory.
 template <Padding padding, int D, class T>
-std::unique_ptr<Reach[]> find_reaches(const BoxedSampling<D, T>& boxed, const Executor& executor) {
-  std::unique_ptr<Reach[]> reaches(new Reach[boxed.count()]);
+void find_planes(const BoxedSampling<D, T>& boxed, std::int64_t first_box, std::int32_t count, Planes* planes) {
+  using V = typename Vector<T, native_lanes<T>>::Aligned;
+  struct Extremes {
+    V low, high;
+  };
+  const std::int32_t size = boxed.image_size[3 - D];
+  const V least = V{} - T(1);
+  const std::unique_ptr<Extremes[]> extremes(new Extremes[count]);
+  for (std::int32_t b = 0; b < count; ++b) extremes[b] = {V{} + T(size), least};
+  const OutputBox strip = boxed.box(first_box);
+  for (std::int32_t r = 0; r < strip.rows(); ++r) {
+    const T start = T(D == 3 ? strip.begin[0] + r / strip.extent[1] : strip.begin[1] + r % strip.extent[1]);
+    for (std::int32_t b = 0; b < count; ++b) {
+      const std::int32_t begin = b * boxed.edge[2], extent = std::min(boxed.edge[2], boxed.out_size[2] - begin);
+      const T* const u = boxed.displacement(strip, r) + begin;
+      V low = extremes[b].low, high = extremes[b].high;
+      for (std::int32_t j = 0; j < extent; j += native_lanes<T>) {
+        const V position = start + load_first<T>(u + j, extent - j);  // past the row as without displacement
+        const V known = position > least ? position : least;          // false for NaN
+        low = known < low ? known : low;
+        high = known > high ? known : high;
+      }
+      extremes[b] = {low, high};
+    }
+  }
+  const auto base = [&](T x) { return core::linear_axis<padding>(x, size).base; };
+  for (std::int32_t b = 0; b < count; ++b) {
+    planes[b] = {base(extremes[b].low[0]), base(extremes[b].high[0]) + 1};
+    for (int l = 1; l < native_lanes<T>; ++l) {
+      const std::int32_t low = base(extremes[b].low[l]), high = base(extremes[b].high[l]) + 1;
+      planes[b].first = low < planes[b].first ? low : planes[b].first;
+      planes[b].last = high > planes[b].last ? high : planes[b].last;
+    }
+  }
+}
+
+/// Of all boxes.
+template <Padding padding, int D, class T>
+std::unique_ptr<Planes[]> find_planes(const BoxedSampling<D, T>& boxed, const Executor& executor) {
+  std::unique_ptr<Planes[]> planes(new Planes[boxed.count()]);
+  if (boxed.sampling.affine == nullptr) {
+    parallel_for(executor, boxed.count() / boxed.boxes[2], 1, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = begin; i < end; ++i)
+        find_planes<padding>(boxed, i * boxed.boxes[2], boxed.boxes[2], planes.get() + i * boxed.boxes[2]);
+    });
+    return planes;
+  }
   parallel_for(executor, boxed.count(), 1, [&](std::int64_t begin, std::int64_t end) {
     const std::unique_ptr<Positions<T>> positions(new Positions<T>);
     for (std::int64_t i = begin; i < end; ++i) {
-      const OutputBox box = boxed.box(i);
-      positions->fill(boxed, box);
-      reaches[i] = find_reach<padding>(boxed, *positions);
+      positions->fill(boxed, boxed.box(i));
+      const Reach reach = find_reach<padding>(boxed, *positions);
+      const std::int32_t first = reach.low[3 - D];
+      planes[i] = {first, first + (D == 3 ? reach.planes - 1 : reach.rows)};
     }
   });
-  return reaches;
+  return planes;
 }
 
 /// Calls body(box, its positions, its reach) for the boxes that reach into a share.
-template <int D, class T, class Body>
-void for_boxes_of(const BoxedSampling<D, T>& boxed, const Reach* reaches, Share share, const Body& body) {
+template <Padding padding, int D, class T, class Body>
+void for_boxes_of(const BoxedSampling<D, T>& boxed, const Planes* planes, Share share, const Body& body) {
   const std::unique_ptr<Positions<T>> positions(new Positions<T>);
   for (std::int64_t i = 0; i < boxed.count(); ++i) {
-    const Reach& reach = reaches[i];
-    const std::int32_t first = reach.low[3 - D], last = first + (D == 3 ? reach.planes - 1 : reach.rows);
-    if (last < share.begin || first >= share.end) continue;
+    if (planes[i].last < share.begin || planes[i].first >= share.end) continue;
     const OutputBox box = boxed.box(i);
     positions->fill(boxed, box);
-    body(box, *positions, reach);
+    body(box, *positions, find_reach<padding>(boxed, *positions));
   }
 }
 

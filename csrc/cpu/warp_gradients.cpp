@@ -17,37 +17,38 @@ void gradients_boxes(const Splat& splat, const WarpGradient& gradient, const Exe
   const std::int64_t channels = splat.channels;
   const BoxedSampling<D, T> boxed(splat);
   const Slopes<D, T> slopes(gradient);
-  const auto reaches = find_reaches<padding>(boxed, executor);
+  const auto planes = find_planes<padding>(boxed, executor);
   for_shares<T>(splat, 0, channels, executor, [&](Share share) {
     QuadSums<D, T> sums(boxed);
     const std::unique_ptr<SlopeRow<T>> row(new SlopeRow<T>);
     const auto quads = Buffer<T>::uninitialised(4 * boxed.capacity());
-    for_boxes_of(boxed, reaches.get(), share, [&](const OutputBox& box, const auto& positions, const Reach& reach) {
-      const bool owns = share.holds(reach.low[3 - D]);
-      const std::int64_t first = box.sample * channels, last = first + channels;
-      if (!worth_packing(box, reach)) {
-        push_box<padding>(splat, boxed, box, share, 0, channels);
-        for (std::int64_t c = first; owns && c < last; ++c)
-          for (std::int32_t r = 0; r < box.rows(); ++r)
-            slopes.template store_scattered<padding>(boxed.run(box, r), c, boxed.offset(box, r));
-        return;
-      }
-      const std::int64_t plane = boxed.image_size[0] > 1 ? std::int64_t{4} * reach.rows * reach.row : 0;
-      for (std::int64_t c = first; c < last; ++c) {
-        sums.clear(reach);
-        if (owns)
-          pack_quads(boxed, reach, static_cast<const T*>(gradient.image) + c * boxed.image_voxels, quads.data());
-        for (std::int32_t r = 0; r < box.rows(); ++r) {
-          const std::int64_t offset = boxed.offset(box, r);
-          fill_cells<padding>(boxed, box, positions, reach, r, row->tile);
-          sums.add(row->tile, box.extent[2], slopes.values_at(c, offset), slopes.rows_ahead, plane);
-          if (!owns) continue;
-          row->fetch(box.row, quads.data(), plane);
-          slopes.store(*row, box.extent[2], c, offset);
-        }
-        sums.unpack(boxed, reach, share, static_cast<T*>(splat.image) + c * boxed.image_voxels);
-      }
-    });
+    for_boxes_of<padding>(
+        boxed, planes.get(), share, [&](const OutputBox& box, const auto& positions, const Reach& reach) {
+          const bool owns = share.holds(reach.low[3 - D]);
+          const std::int64_t first = box.sample * channels, last = first + channels;
+          if (!worth_packing(box, reach)) {
+            push_box<padding>(splat, boxed, box, share, 0, channels);
+            for (std::int64_t c = first; owns && c < last; ++c)
+              for (std::int32_t r = 0; r < box.rows(); ++r)
+                slopes.template store_scattered<padding>(boxed.run(box, r), c, boxed.offset(box, r));
+            return;
+          }
+          const std::int64_t plane = boxed.image_size[0] > 1 ? std::int64_t{4} * reach.rows * reach.row : 0;
+          for (std::int64_t c = first; c < last; ++c) {
+            sums.clear(reach);
+            if (owns)
+              pack_quads(boxed, reach, static_cast<const T*>(gradient.image) + c * boxed.image_voxels, quads.data());
+            for (std::int32_t r = 0; r < box.rows(); ++r) {
+              const std::int64_t offset = boxed.offset(box, r);
+              fill_cells<padding>(boxed, box, positions, reach, r, row->tile);
+              sums.add(row->tile, box.extent[2], slopes.values_at(c, offset), slopes.rows_ahead, plane);
+              if (!owns) continue;
+              row->fetch(box.row, quads.data(), plane);
+              slopes.store(*row, box.extent[2], c, offset);
+            }
+            sums.unpack(boxed, reach, share, static_cast<T*>(splat.image) + c * boxed.image_voxels);
+          }
+        });
   });
 }
 
