@@ -19,7 +19,10 @@ using torch::stable::Tensor;
 
 #define DEQREG_CHECK(condition) STD_TORCH_CHECK(condition, "deqreg: expected " #condition)
 
+/// Kernels for the CPU compute as they store: float32 or float64.
 inline DType dtype_of(const Tensor& tensor) {
+  DEQREG_CHECK(tensor.is_cuda() || tensor.scalar_type() == ScalarType::Float ||
+               tensor.scalar_type() == ScalarType::Double);
   switch (tensor.scalar_type()) {
     case ScalarType::Float: return DType::float32;
     case ScalarType::Double: return DType::float64;

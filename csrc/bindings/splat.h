@@ -16,6 +16,7 @@ Tensor splat(Tensor values, Tensor displacement, std::vector<std::int64_t> shape
   shape.insert(shape.begin(), {values.size(0), values.size(1)});
   Tensor image = torch::stable::new_empty(values, shape);
   const Grid image_grid = grid_of(image);
+  DEQREG_CHECK(image_grid.voxels() > 0);
   if (out_grid.voxels() == 0) return torch::stable::zero_(image);
   Splat op{dtype_of(values), values.size(0),          values.size(1),           image_grid,    out_grid,
            bound.sampling,   values.const_data_ptr(), image.mutable_data_ptr(), deterministic, nullptr};
