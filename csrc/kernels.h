@@ -223,8 +223,9 @@ struct Lncc {
   const void* warped;        // [N, 1, *S]
   const std::uint8_t* mask;  // [N, 1, *S], zero outside, or null
   void* value;               // [N], float32, or float64 with float64 images
-  void* grad_fixed;          // [N, 1, *S] or null
-  void* grad_warped;         // [N, 1, *S] or null
+  // [N, 1, *S] or null, of value's type: divided by the voxels, they would underflow in float16
+  void* grad_fixed;
+  void* grad_warped;
   void* workspace;           // CUDA: workspace_bytes(). The CPU kernel takes none
 };
 

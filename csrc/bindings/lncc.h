@@ -41,7 +41,8 @@ std::tuple<Tensor, Tensor, Tensor> lncc_gradient(Tensor fixed, Tensor warped, st
   if (mask) mask = torch::stable::contiguous(*mask);
   Lncc op = bind_lncc(fixed, warped, mask, window, epsilon, shared);
   const auto gradient = [&](bool need) {
-    return torch::stable::new_empty(fixed, need ? shape_of(fixed) : std::vector<std::int64_t>{0});
+    return torch::stable::new_empty(fixed, need ? shape_of(fixed) : std::vector<std::int64_t>{0},
+                                    coordinate_type(fixed));
   };
   Tensor value = torch::stable::new_empty(fixed, {op.batch}, coordinate_type(fixed));
   Tensor grad_fixed = gradient(need_fixed), grad_warped = gradient(need_warped);

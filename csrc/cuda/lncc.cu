@@ -372,7 +372,7 @@ struct GatherCoefficients {
 template <class Storage, bool masked, class T = CoordinateOf<Storage>>
 __global__ void __launch_bounds__(block_threads, resident_blocks<T>)
     gradient_kernel(const __grid_constant__ Plan plan, Images<Storage> images, Samples samples,
-                    GatherCoefficients<T> coefficients, Storage* __restrict__ out, unsigned char* scratch,
+                    GatherCoefficients<T> coefficients, T* __restrict__ out, unsigned char* scratch,
                     std::int64_t scratch_step) {
   unsigned char* const sums =
       scratch == nullptr ? dynamic_shared<unsigned char>() : scratch + blockIdx.x * scratch_step;
@@ -388,7 +388,7 @@ __global__ void __launch_bounds__(block_threads, resident_blocks<T>)
       const std::int64_t offset = (std::int64_t{z} * plan.size[1] + y) * plan.size[2] + x;
       const T slope =
           (T(own.fixed[offset]) - other_origin) * sum[0] - (T(own.warped[offset]) - own_origin) * sum[1] - sum[2];
-      out[start + offset] = Storage(!masked || own.mask[offset] != 0 ? slope * scale : T(0));
+      out[start + offset] = !masked || own.mask[offset] != 0 ? slope * scale : T(0);
     });
   }
 }
@@ -461,12 +461,12 @@ void correlate(const Lncc& op, cudaStream_t stream) {
   if constexpr (gradients > 0)
     run_march(stream, plan, layout.gradient_scratch, workspace + layout.scratch, gradient_kernel<Storage, masked>,
               images, samples, GatherCoefficients<T>{fields, fields + step, fields + 2 * step},
-              static_cast<Storage*>(op.grad_warped));
+              static_cast<T*>(op.grad_warped));
   if constexpr (gradients > 1)
     run_march(stream, plan, layout.gradient_scratch, workspace + layout.scratch, gradient_kernel<Storage, masked>,
               Images<Storage>{images.warped, images.fixed, images.mask}, samples,
               GatherCoefficients<T>{fields, fields + 3 * step, fields + 4 * step},
-              static_cast<Storage*>(op.grad_fixed));
+              static_cast<T*>(op.grad_fixed));
 }
 
 template <class Storage, bool masked>

@@ -83,7 +83,8 @@ def lncc_gradient(
 
     Returns:
         The value `[N]`, and `d value[n] / d warped[n]`, `[N, 1, *S]`, zero outside the mask. The same bits as `lncc`
-        and its backward give. Neither can be differentiated.
+        and its backward give. Neither can be differentiated. Both are float32 where the images are float16 or
+        bfloat16: an entry is a share of the image's mean, and float16 would lose small ones.
 
     Raises:
         ValueError: as in `lncc`.
@@ -176,7 +177,7 @@ def _(
     need_warped: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     value = fixed.new_empty(fixed.shape[:1], dtype=checks.coordinate_dtype(fixed))
-    grad_fixed, grad_warped = (fixed.new_empty(fixed.shape if need else (0,)) for need in (need_fixed, need_warped))
+    grad_fixed, grad_warped = (value.new_empty(fixed.shape if need else (0,)) for need in (need_fixed, need_warped))
     return value, grad_fixed, grad_warped
 
 

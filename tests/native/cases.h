@@ -219,13 +219,13 @@ Outputs lncc(Backend& on, const Setting& s) {
   op.warped = on.input(warped, s.dtype);
   op.mask = masked ? mask_of(on, s) : nullptr;
   op.value = on.output(static_cast<std::size_t>(s.batch), sums);
-  op.grad_warped = gradients > 0 ? on.output(count, s.dtype) : nullptr;
-  op.grad_fixed = gradients > 1 ? on.output(count, s.dtype) : nullptr;
+  op.grad_warped = gradients > 0 ? on.output(count, sums) : nullptr;
+  op.grad_fixed = gradients > 1 ? on.output(count, sums) : nullptr;
   op.workspace = on.workspace(op);
   on.launch(op);
   Outputs outputs{on.read(op.value, static_cast<std::size_t>(s.batch), sums)};
-  if (gradients > 0) outputs.push_back(on.read(op.grad_warped, count, s.dtype));
-  if (gradients > 1) outputs.push_back(on.read(op.grad_fixed, count, s.dtype));
+  if (gradients > 0) outputs.push_back(on.read(op.grad_warped, count, sums));
+  if (gradients > 1) outputs.push_back(on.read(op.grad_fixed, count, sums));
   return outputs;
 }
 
