@@ -3,15 +3,17 @@
 from deqreg.spatial.affine import AffineStage, Image, align
 from deqreg.spatial.contrast import contrast_is_reversed, match_contrast
 from deqreg.spatial.grid import Grid
-from deqreg.spatial.intensity import scale_intensities
+from deqreg.spatial.intensity import background, scale_intensities
 from deqreg.spatial.inverse import invert, invert_points
 from deqreg.spatial.pyramid import level_shape
 from deqreg.spatial.resample import (
     pull,
+    reached,
     resample,
     resample_displacement,
     resize,
     resize_displacement,
+    resize_mask,
     sample,
     scatter,
 )
@@ -22,16 +24,19 @@ __all__ = [
     "Grid",
     "Image",
     "align",
+    "background",
     "contrast_is_reversed",
     "invert",
     "invert_points",
     "level_shape",
     "match_contrast",
     "pull",
+    "reached",
     "resample",
     "resample_displacement",
     "resize",
     "resize_displacement",
+    "resize_mask",
     "sample",
     "scale_intensities",
     "scatter",

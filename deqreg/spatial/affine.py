@@ -12,9 +12,10 @@ from torch import Tensor
 
 from deqreg import ops
 from deqreg.spatial.grid import Grid
+from deqreg.spatial.intensity import background
 from deqreg.spatial.pyramid import level_shape
 from deqreg.spatial.quasi_newton import minimise
-from deqreg.spatial.resample import resize
+from deqreg.spatial.resample import resize, resize_mask
 
 # Variance of the images' common noise: one per cent of the intensity range. Shared, so that equal images stay in place.
 _NOISE = 1e-4
@@ -41,7 +42,7 @@ class Image:
     def at(self, spacing: float) -> Image:
         """The image at voxels of about `spacing` millimetres."""
         shape = level_shape(self.grid, spacing)
-        mask = None if self.mask is None else (resize(self.mask, shape) > 0.5).to(self.data.dtype)
+        mask = None if self.mask is None else resize_mask(self.mask, shape)
         return Image(resize(self.data, shape), self.grid.resized(shape), mask)
 
     def cropped(self, first: Sequence[int], shape: Sequence[int]) -> Image:
@@ -51,8 +52,8 @@ class Image:
         return Image(self.data[box].contiguous(), self.grid.cropped(first, shape), mask)
 
     def foreground_box(self) -> Tensor:
-        """First and last voxel, `[2, d]`, of the box around the mask, or around what is above the lowest intensity."""
-        inside = self.data[0, 0] > self.data.min() if self.mask is None else self.mask[0, 0] > 0
+        """First and last voxel, `[2, d]`, of the box around the mask, or around the foreground."""
+        inside = self.data[0, 0] > background(self.data[0, 0]) if self.mask is None else self.mask[0, 0] > 0
         ends = []
         for axis in range(inside.ndim):
             # a maximum of bytes: torch vectorises that, and `any` not

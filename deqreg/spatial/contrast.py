@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from deqreg.spatial.affine import Image
 from deqreg.spatial.grid import Grid
-from deqreg.spatial.intensity import scale_intensities
+from deqreg.spatial.intensity import background, scale_intensities, thinned
 from deqreg.spatial.resample import resample
 
 # Fine enough for the peaks of tissue, coarse enough for thousands of voxels in each; smoothed over two of them.
@@ -65,7 +66,7 @@ def match_contrast(fixed: Image, moving: Image, world: Tensor) -> Image:
     f, m = _where_both_show(fixed, moving, world)
     if f.numel() == 0:
         return moving
-    low, high = (float(q) for q in torch.quantile(m[:: max(1, m.numel() // 1_000_000)], m.new_tensor([0.005, 0.995])))
+    low, high = (float(q) for q in np.quantile(thinned(m.cpu().numpy(), fixed.data.shape[-1]), (0.005, 0.995)))
     width = max(high - low, 1e-6) / _BINS
     index = ((m - low) / width).clamp_(0, _BINS - 1).long()
     count, total = (m.new_zeros(_BINS).index_add_(0, index, values) for values in (torch.ones_like(f), f))
@@ -91,7 +92,7 @@ def _every_second(image: Image) -> Image:
 
 
 def _foreground(data: Tensor, mask: Tensor | None) -> Tensor:
-    return data > data.min() if mask is None else mask > 0
+    return data > background(data[0, 0]) if mask is None else mask > 0
 
 
 def _where_both_show(fixed: Image, moving: Image, world: Tensor, *, antialias: bool = True) -> tuple[Tensor, Tensor]:

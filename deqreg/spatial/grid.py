@@ -41,7 +41,9 @@ class Grid:
                 f"affine must be [{dims + 1}, {dims + 1}] float64 for shape {tuple(self.shape)}, "
                 f"got {list(self.affine.shape)} {self.affine.dtype}"
             )
-        if abs(float(torch.linalg.det(self.affine[:dims, :dims]))) < 1e-12:
+        linear = self.affine[:dims, :dims]
+        # of a voxel's volume: its edges may be micrometres
+        if not abs(float(torch.linalg.det(linear))) > 1e-6 * float(linear.norm(dim=0).prod()):
             raise ValueError("affine must be invertible, got determinant 0")
 
     @classmethod

@@ -46,6 +46,28 @@ def resize(image: Tensor, shape: Sequence[int]) -> Tensor:
     return ops.resize(smooth, shape)
 
 
+def resize_mask(mask: Tensor, shape: Sequence[int]) -> Tensor:
+    """A mask on another number of voxels over the same extent: inside where half of a voxel is.
+
+    What is too thin to fill half of a coarse voxel anywhere is kept where it fills most of one.
+
+    Args:
+        mask: `[N, 1, *S]`, 1 inside and 0 outside.
+        shape: the new spatial shape.
+
+    Returns:
+        `[N, 1, *shape]`, 1 inside and 0 outside.
+
+    >>> import torch
+    >>> shell = torch.zeros(1, 1, 16, 16)
+    >>> shell[..., 7] = 1
+    >>> resize_mask(shell, (4, 4)).sum().item()
+    4.0
+    """
+    share = resize(mask, shape)
+    return (share > min(0.5, 0.5 * float(share.max()))).to(mask)
+
+
 def resize_displacement(displacement: Tensor, shape: Sequence[int]) -> Tensor:
     """A displacement on another number of voxels over the same extent, in the new voxels.
 
@@ -146,9 +168,27 @@ def pull(image: Tensor, displacement: Tensor, affine: Tensor, interpolation: str
     [1.0, 1.0, 0.0, 0.0]
     """
     warped = ops.warp(image, displacement, affine=affine, interpolation=interpolation)
+    return warped.mul_(reached(image.shape[2:], displacement, affine))
+
+
+def reached(shape: Sequence[int], displacement: Tensor, affine: Tensor) -> Tensor:
+    """Where a total map leads to voxels of an image.
+
+    Args:
+        shape: of the image.
+        displacement: as in `pull`.
+        affine: as in `pull`.
+
+    Returns:
+        `[N, 1, *S_out]`, 1 there and 0 elsewhere.
+
+    >>> import torch
+    >>> reached((4, 4), torch.full((1, 2, 4, 4), 2.0), torch.eye(2, 3)[None])[0, 0, 0].tolist()
+    [1.0, 1.0, 0.0, 0.0]
+    """
+    ones = displacement.new_ones(len(displacement), 1, *shape)
     # the box of the voxels reaches half a voxel past their centres: nearest with zeros is exactly that test
-    inside = ops.warp(torch.ones_like(image), displacement, affine=affine, interpolation="nearest", padding="zeros")
-    return warped.mul_(inside)
+    return ops.warp(ones, displacement, affine=affine, interpolation="nearest", padding="zeros")
 
 
 def sample(field: Tensor, points: Tensor) -> Tensor:

@@ -74,3 +74,12 @@ def test_levels_end_at_the_grid_and_never_vanish() -> None:
 def test_errors_state_the_contract(affine: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Grid((4, 4, 4), affine)
+
+
+@pytest.mark.parametrize("edge", [1e-5, 1.0, 1e5])
+def test_voxels_of_any_size_are_a_grid_and_flat_ones_are_not(edge: float) -> None:
+    affine = torch.diag(torch.tensor([edge, edge, edge, 1.0], dtype=torch.float64))
+    assert Grid((4, 5, 6), affine).spacing == pytest.approx((edge,) * 3)
+    affine[:3, 2] = affine[:3, 1]
+    with pytest.raises(ValueError, match="affine must be invertible"):
+        Grid((4, 5, 6), affine)

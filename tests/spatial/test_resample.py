@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from deqreg import ops
-from deqreg.spatial import Grid, resample, resize, resize_displacement, sample, scatter
+from deqreg.spatial import Grid, resample, resize, resize_displacement, resize_mask, sample, scatter
 from tests.spatial.test_grid import oblique
 
 
@@ -78,3 +78,19 @@ def test_on_its_own_voxels_an_image_is_what_it_was_and_elsewhere_it_is_not() -> 
     shift[:3, 3] = grid.affine[:3, 0]  # a voxel along the first axis
     assert resample(image, grid, grid) is image
     torch.testing.assert_close(resample(image, grid, grid, shift)[:, :, :-1], image[:, :, 1:])
+
+
+def test_a_mask_thinner_than_coarse_voxels_is_not_lost() -> None:
+    axis = torch.linspace(-1, 1, 64)
+    distance = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")).norm(dim=0)[None, None]
+    shell = ((distance > 0.7) & (distance < 0.76)).float()  # two voxels thick
+    coarse = resize_mask(shell, (8, 8, 8))
+    where = resize(distance, (8, 8, 8))[coarse > 0]
+    assert where.numel() > 50
+    assert 0.5 < float(where.min()) < float(where.max()) < 1.0
+
+
+def test_half_of_a_coarse_voxel_is_inside_of_a_mask() -> None:
+    block = torch.zeros(1, 1, 32, 32)
+    block[..., 8:24, 8:24] = 1
+    assert resize_mask(block, (8, 8)).sum() == 16
