@@ -50,10 +50,10 @@ def run(args: argparse.Namespace) -> int:
     if args.reference is not None:
         field = _on_grid(field, io.read_grid(args.reference))
     images = [io.read_volume(source, "moving image") for source in args.moving]
+    types = [_type_on_file(image, args.interpolation) for image in images]
     warped = [_resample(image, field, args.interpolation) for image in images]
     with publishing(targets[0].parent, [target.name for target in targets]) as folder:
-        for image, result, target in zip(images, warped, targets, strict=True):
-            dtype = _type_on_file(image, args.interpolation)
+        for dtype, result, target in zip(types, warped, targets, strict=True):
             io.write_volume(folder / target.name, result, field.affine, dtype=dtype, space=field.space)
     print(*targets, sep="\n")
     return 0
@@ -76,16 +76,14 @@ def _targets(sources: list[str], output: Path) -> list[Path]:
 
 def _on_grid(field: DisplacementField, reference: Volume) -> DisplacementField:
     """Interpolate a displacement on the grid of an image of the same world; it stays constant beyond its own grid."""
-    import torch
-
-    from deqreg import io, ops
+    from deqreg import io, spatial
 
     d = reference.dimensions
     if len(field.displacement) != d:
         raise ValueError(f"{reference.name}: must be {len(field.displacement)}-D as the displacement, got {d}-D")
-    mapping = np.linalg.inv(io.grid_matrix(field.affine, d)) @ reference.matrix
-    still = torch.zeros(1, d, *reference.data.shape)
-    displacement = ops.warp(field.displacement[None], still, affine=_voxel_map(mapping))
+    own = spatial.Grid.of(field.displacement.shape[1:], io.grid_matrix(field.affine, d))
+    onto = spatial.Grid.of(reference.data.shape, reference.matrix)
+    displacement = spatial.resample(field.displacement[None], own, onto, antialias=False)
     return io.DisplacementField(displacement[0], reference.affine, reference.space)
 
 
@@ -107,9 +105,13 @@ def _resample(image: Volume, field: DisplacementField, interpolation: str) -> to
 
 def _type_on_file(image: Volume, interpolation: str) -> np.dtype:
     """The image's own type for whole numbers, which nearest neighbours keep; else float32."""
+    from deqreg import io
+
     data = image.data  # integers on file may be scaled, to fractions and beyond what any integer type holds
-    whole = interpolation == "nearest" and bool((data == data.round()).all()) and float(data.abs().max()) < 2**31
-    return image.dtype if whole else np.dtype(np.float32)
+    if interpolation != "nearest" or image.dtype.kind not in "iub" or not bool((data == data.round()).all()):
+        return np.dtype(np.float32)
+    io.check_exact(image)
+    return image.dtype
 
 
 def _voxel_map(matrix: np.ndarray) -> torch.Tensor:

@@ -19,6 +19,7 @@ from deqreg.io.transforms import (
 )
 from deqreg.io.volumes import (
     Volume,
+    check_exact,
     check_same_grid,
     grid_matrix,
     read_grid,
@@ -32,6 +33,7 @@ from deqreg.io.volumes import (
 __all__ = [
     "DisplacementField",
     "Volume",
+    "check_exact",
     "check_landmarks_inside",
     "check_same_grid",
     "grid_matrix",

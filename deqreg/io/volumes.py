@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from deqreg.io.files import compressed, open_nifti, read_values, replacing, world_code
+from deqreg.spatial import Grid
 
 _SMALLEST_EXTENT = 4  # voxels; below this neither a pyramid nor a derivative means anything
 _LARGEST_LABEL = 2**24  # float32 holds every integer up to here
@@ -81,8 +82,10 @@ class Volume:
             )
         if np.shape(self.affine) != (4, 4):
             raise ValueError(f"{self.name}: affine must be [4, 4], got {list(np.shape(self.affine))}")
+        if not np.isfinite(self.affine).all():
+            raise ValueError(f"{self.name}: affine must be of finite numbers, got NaN or infinite entries")
         try:
-            grid_matrix(self.affine, self.data.ndim)
+            Grid.of(self.data.shape, self.matrix)
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}") from error
 
@@ -244,16 +247,31 @@ def read_labels(source: Source, image: Volume, role: str = "labels") -> Volume:
     if bool(fractions.any()):
         value = float(volume.data[fractions][0])
         raise ValueError(f"{volume.name}: labels must be integers, got {value:g}; resample with nearest neighbours")
-    high = float(volume.data.abs().max())
-    if high >= _LARGEST_LABEL:
-        raise ValueError(f"{volume.name}: labels must be below 2^24, got {high:.0f}; renumber them")
+    check_exact(volume)
     if not bool((volume.data > 0).any()):
         raise ValueError(f"{volume.name}: empty, no label is above zero (0 is background)")
     return volume
 
 
+def check_exact(labels: Volume) -> None:
+    """Raise where labels may not be what they were on file: float32 rounds integers from 2^24 on.
+
+    Args:
+        labels: integers.
+
+    Raises:
+        ValueError: one of them is too large.
+
+    Example:
+        >>> check_exact(Volume(torch.full((4, 5, 6), 16777215.0), np.eye(4)))
+    """
+    high = float(labels.data.abs().max())
+    if high >= _LARGEST_LABEL:
+        raise ValueError(f"{labels.name}: labels must be below 2^24, got {high:.0f}; renumber them")
+
+
 def check_same_grid(volume: Volume, image: Volume) -> None:
-    """Raise unless two volumes have the same shape and, to 1e-3, the same affine.
+    """Raise unless two volumes have the same shape and, to a thousandth of a voxel or of a millimetre, the same affine.
 
     Args:
         volume: the mask or labels.
@@ -272,7 +290,7 @@ def check_same_grid(volume: Volume, image: Volume) -> None:
             f"got {list(volume.data.shape)}"
         )
     difference = np.abs(volume.affine - image.affine)
-    if difference.max() > 1e-3:
+    if difference.max() > 1e-3 * min(1.0, image.spacing.min()):
         row, column = np.unravel_index(difference.argmax(), (4, 4))
         raise ValueError(
             f"{volume.name}: must have the affine of {image.name}, but they differ by "

@@ -146,3 +146,12 @@ def test_all_images_are_written_or_none(shift, monkeypatch):
     before = sorted(shift.iterdir())
     assert apply(shift, shift / "ramp.nii.gz", shift / "other.nii.gz") == 2
     assert sorted(shift.iterdir()) == before
+
+
+def test_labels_that_float32_rounds_are_refused(shift, tmp_path, capsys):
+    atlas = np.full((9, 8, 7), 312782546, np.uint32)
+    nib.save(nib.Nifti1Image(atlas, np.diag([2.0, 2.0, 2.0, 1.0])), shift / "atlas.nii.gz")
+    words = ["apply", shift / "shift.nii.gz", shift / "atlas.nii.gz", "-o", tmp_path / "out.nii.gz"]
+    assert main([*map(str, words), "--interpolation", "nearest"]) == 2
+    assert "labels must be below 2^24" in capsys.readouterr().err
+    assert not (tmp_path / "out.nii.gz").exists()

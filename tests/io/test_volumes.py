@@ -257,6 +257,10 @@ class TestBadInput:
             Volume(torch.zeros(SHAPE, dtype=torch.float64), np.eye(4))
         with pytest.raises(ValueError, match=r"affine must be \[4, 4\], got \[3, 3\]"):
             Volume(torch.zeros(SHAPE), np.eye(3))
+        with pytest.raises(ValueError, match="moving image: affine must be of finite numbers"):
+            Volume(torch.zeros(SHAPE), np.full((4, 4), np.nan), name="moving image")
+        with pytest.raises(ValueError, match="moving image: affine must be invertible"):
+            Volume(torch.zeros(SHAPE), np.diag([1.0, 1.0, 0.0, 1.0]), name="moving image")
 
     def test_nibabel_logs_nothing_beside_the_error(self, tmp_path, caplog):
         (tmp_path / "x.nii").write_bytes(header_field(70, "<i2", 9999))
@@ -303,6 +307,12 @@ class TestMasksAndLabels:
             read(save(tmp_path / "m.nii.gz", ones, shifted), image)
         shifted[1, 3] = OBLIQUE[1, 3] + 5e-4  # headers are float32: a difference this small means nothing
         read(save(tmp_path / "m.nii.gz", ones, shifted), image)
+
+    def test_another_grid_of_micrometres(self, image):
+        microscope = Volume(image.data, np.diag([5e-4, 5e-4, 5e-4, 1.0]))
+        twice = Volume(torch.ones(SHAPE), np.diag([1e-3, 1e-3, 1e-3, 1.0]))
+        with pytest.raises(ValueError, match="must have the affine of"):
+            read_mask(twice, microscope)
 
     @pytest.mark.parametrize("read", [read_mask, read_labels])
     def test_empty_and_not_finite(self, tmp_path, image, read):
