@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from deqreg.cli.output import check_file
+from deqreg.cli.output import check_file, check_not_input
 from deqreg.cli.parser import check_installed
 
 if TYPE_CHECKING:  # for annotations alone: they import torch, and help must be quick
@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.output is not None:
         check_file(args.output)
+        check_not_input(args.output, [args.dataset, Path(args.dataset) / "dataset.json"])
     check_installed(args.method)
     dataset = read_dataset(args.dataset)
     pairs = dataset.validation_pairs if args.pairs == "validation" else dataset.training_pairs

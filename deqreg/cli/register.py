@@ -15,7 +15,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from deqreg.cli.memory import fetching_memory, keep_freed_memory
-from deqreg.cli.output import check_folder, publishing
+from deqreg.cli.output import check_folder, check_not_input, publishing
 from deqreg.cli.parser import check_installed, memory_size
 from deqreg.cli.progress import ProgressLines
 
@@ -31,6 +31,13 @@ _PRODUCTS = (
     "report.json",
     "report.png",
     "report.html",
+)
+_INPUTS = (
+    "fixed",
+    "moving",
+    *(f"{side}_{kind}" for side in ("fixed", "moving") for kind in ("mask", "labels", "landmarks")),
+    "initial",
+    "preset",
 )
 _NO_PICTURE = "Matplotlib is not installed, so report.png is left out: pip install 'deqreg[cli]'"
 
@@ -98,6 +105,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Register, write, and say how it went."""
     check_folder(args.output)
+    inputs = [value for name in _INPUTS if isinstance(value := getattr(args, name), str)]
+    for product in _PRODUCTS:
+        check_not_input(args.output / product, inputs)
     check_installed(args.method)
     with ExitStack() as imports:
         if args.memory_budget is None and not args.symmetric:  # which holds twice as much as it is

@@ -46,6 +46,13 @@ def test_a_folder_in_the_place_of_the_file_is_found_before_computing(lungs, tmp_
     assert one_line("evaluate", lungs, "-o", tmp_path).endswith(f"-o {tmp_path}: is a folder; give a file in it")
 
 
+def test_the_data_set_is_not_overwritten(lungs, one_line):
+    target = lungs / "dataset.json"
+    before = target.read_text()
+    assert "is the input" in one_line("evaluate", lungs, "-o", target)
+    assert target.read_text() == before
+
+
 def test_the_learned_method_without_safetensors_is_one_line(lungs, monkeypatch, one_line):
     monkeypatch.setitem(sys.modules, "safetensors", None)
     assert "pip install 'deqreg[cli]'" in one_line("evaluate", lungs, "--method", "equilibrium")

@@ -241,7 +241,7 @@ def unknown_preset(folder):
 
 
 def small_budget(folder):
-    return [folder / "good.nii.gz", folder / "good.nii.gz", "--memory-budget", "10B"]
+    return [folder / "good.nii.gz", folder / "good.nii.gz", "--memory-budget", "10B", "--initial", "identity"]
 
 
 @pytest.mark.parametrize(
@@ -289,6 +289,23 @@ def test_a_file_in_the_way_of_the_output_is_found_before_computing(flat, tmp_pat
     line = one_line("register", flat / "fixed.nii.gz", flat / "moving.nii.gz", "-o", tmp_path / "out" / below)
     assert re.search("output folder .*out is in the way and is no folder", line)
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("option", ["moving", "fixed labels", "initial"])
+def test_no_input_is_overwritten_or_removed(option, flat, tmp_path, one_line):
+    out = tmp_path / "out"
+    out.mkdir()
+    target = out / {"moving": "warped.nii.gz", "fixed labels": "warped_labels.nii.gz", "initial": "affine.tfm"}[option]
+    if option == "initial":
+        io.write_affine(target, np.eye(4))
+    else:
+        target.write_bytes((flat / "moving.nii.gz").read_bytes())
+    before = target.read_bytes()
+    moving = target if option == "moving" else flat / "moving.nii.gz"
+    more = [] if option == "moving" else ["--" + option.replace(" ", "-"), target]
+    line = one_line("register", flat / "fixed.nii.gz", moving, "-o", out, *more)
+    assert line.endswith(f"-o {target}: is the input {target}; give another place")
+    assert target.read_bytes() == before
 
 
 def test_what_is_not_an_option_is_one_line(capsys, tmp_path):
