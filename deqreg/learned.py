@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -88,6 +88,7 @@ def solve_learned(
         raise ValueError(f"method equilibrium of this preset is {net.encoder.dims}-D, got {fixed.grid.dims}-D images")
     own = _at_spacing(fixed.grid, facts["spacing"])
     grid = own.upright()  # as the heads were that it was trained on
+    fixed, moving = _stripped(fixed), _stripped(moving)
     pair = resample(fixed.data, fixed.grid, grid), resample(moving.data, moving.grid, grid, world)
     start = None
     if displacement.any():
@@ -120,6 +121,11 @@ def solve_learned(
     )
     features = Features(*features, _coarser(grid, net.encoder.stride, net.strides[0]))
     return resample_displacement(u, grid, own), report, features
+
+
+def _stripped(image: Image) -> Image:
+    """The image with nothing outside of its mask, as around the heads that the network was trained on."""
+    return image if image.mask is None else replace(image, data=torch.where(image.mask > 0, image.data, 0.0))
 
 
 def _encoded(net: DEQReg, image: Tensor, grid: Grid) -> Tensor:

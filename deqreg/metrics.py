@@ -14,6 +14,7 @@ import torch
 
 from deqreg import ops
 from deqreg.io.volumes import grid_matrix
+from deqreg.spatial import sample
 
 Array = torch.Tensor | np.ndarray
 
@@ -148,7 +149,7 @@ def tre(
             )
         matrix = grid_matrix(affine, len(field))
         voxels = (fixed - matrix[:-1, -1]) @ np.linalg.inv(matrix[:-1, :-1]).T
-        predicted = fixed + _sample_linear(field, voxels)
+        predicted = fixed + sample(field[None].double(), torch.from_numpy(voxels)[None])[0].numpy()
     error = np.linalg.norm(predicted - moving, axis=1)
     return {
         "mean": float(error.mean()),
@@ -262,11 +263,11 @@ def endpoint_error(displacement: Array, truth: Array, mask: Array | None = None)
     a, b = _field(displacement), _field(truth)
     if a.shape != b.shape:
         raise ValueError(f"both displacements must have one shape, got {list(a.shape)} and {list(b.shape)}")
-    error = torch.linalg.vector_norm(a - b, dim=0).numpy()
+    error = torch.linalg.vector_norm(a.double() - b.double(), dim=0).numpy()
     inside = _inside(mask, a)
     error = error.ravel() if inside is None else error[inside.numpy()]
     _check_counted(error.size)
-    return {"mean": float(error.mean(dtype=np.float64)), "p95": float(np.percentile(error, 95))}
+    return {"mean": float(error.mean()), "p95": float(np.percentile(error, 95))}
 
 
 def _numpy(array: Array) -> np.ndarray:
@@ -342,17 +343,3 @@ def _determinants(displacement: Array, affine: np.ndarray, mask: Array | None) -
         u = torch.tensordot(to_voxels, field[:, start - 1 : stop + 1].double(), dims=1)
         determinant = ops.jacobian_determinant(u[None])[0][core]
         yield determinant.ravel() if inside is None else determinant[inside[start:stop][:, *core[1:]]]
-
-
-def _sample_linear(field: torch.Tensor, voxels: np.ndarray) -> np.ndarray:
-    """[P, d] float64: the field [d, *S] at voxel coordinates [P, d], held constant beyond the grid."""
-    last = np.array(field.shape[1:]) - 1
-    place = np.clip(voxels, 0, last)
-    low = np.minimum(np.floor(place).astype(np.int64), np.maximum(last - 1, 0))
-    fraction = place - low
-    values = np.zeros_like(voxels)
-    for corner in np.ndindex(*[2] * voxels.shape[1]):
-        weight = np.prod(np.where(corner, fraction, 1 - fraction), axis=1)
-        index = torch.from_numpy(np.minimum(low + corner, last)).unbind(1)
-        values += weight[:, None] * field[:, *index].double().numpy().T
-    return values

@@ -64,6 +64,7 @@ def assess(
     displacement: Tensor,
     affine: np.ndarray,
     mask: Tensor | None = None,
+    reached: Tensor | None = None,
 ) -> Quality:
     """Judge a registration by the likeness it reached and the deformation it took.
 
@@ -79,6 +80,7 @@ def assess(
         displacement: `[d, *S]`, RAS millimetres.
         affine: `[d + 1, d + 1]`, the world map that the deformation started from.
         mask: `[*S]`, above zero where to look.
+        reached: `[*S]`, true where the moving image has voxels, all by default: elsewhere there is nothing to compare.
 
     Returns:
         The verdict, its reasons and the figures it rests on.
@@ -94,7 +96,7 @@ def assess(
     'The images are unlike after '
     """
     f, w = (scale_intensities(image.float(), mask) for image in (fixed.data, warped))
-    similarity = _local_similarity(f, w, mask)
+    similarity = _local_similarity(f, w, mask, reached)
     measured = metrics.regularity(displacement, fixed.matrix, mask)
     folding, unevenness = measured["folding_percent"], measured["sd_log_jacobian"]
     needed = max(_LEAST_SIMILARITY, _price(f, mask) * unevenness**_POWER)
@@ -136,8 +138,10 @@ def _share_of_faces(shown: Tensor) -> float:
     return float(shown.sum() - inner.sum()) / (shown.numel() - inner.numel())
 
 
-def _local_similarity(f: Tensor, w: Tensor, mask: Tensor | None) -> float:
+def _local_similarity(f: Tensor, w: Tensor, mask: Tensor | None, reached: Tensor | None) -> float:
     """Mean squared local correlation over the mask, or over what is brighter than background in either image."""
     look = (f > _BACKGROUND) | (w > _BACKGROUND) if mask is None else mask > 0
+    if reached is not None:
+        look &= reached
     images = f[None, None], w[None, None]
     return float(ops.lncc(*images, window=_WINDOWS[f.ndim], mask=look[None, None], epsilon=_NOISE))

@@ -30,16 +30,20 @@ from deqreg.spatial import (
     Grid,
     Image,
     align,
+    background,
     contrast_is_reversed,
+    level_shape,
     match_contrast,
     pull,
+    reached,
     resample,
     resize,
     resize_displacement,
+    resize_mask,
     scale_intensities,
     self_similarity,
 )
-from deqreg.symmetric import meet, square_root
+from deqreg.symmetric import half_way_grid, meet, square_root
 from deqreg.transforms import grid_of, join, split
 
 METHODS = ("variational", "equilibrium")
@@ -52,9 +56,9 @@ _BORDER = 8
 # Smooths the kinks that linear interpolation leaves between the field's voxels, in voxels of the fixed image. Between
 # brains the spread of the log-Jacobian falls by 2 % and Dice by nothing.
 _ROUNDING = 0.5
-# What a level holds at its peak, in float32 volumes: of the images' size both images, the warped one, its gradient, and
-# field and force there; of the field's size what the solver keeps, beside its history.
-_IMAGE_VOLUMES, _FIELD_COPIES = 13, 6
+# What a level holds at its peak, in float32 volumes: of the fixed image's size that one, the warped one, its gradient,
+# and field and force there; of the field's size what the solver keeps, beside its history. The moving one has its own.
+_IMAGE_VOLUMES, _FIELD_COPIES = 12, 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +111,7 @@ def register(
     fixed_landmarks: Landmarks | None = None,
     moving_landmarks: Landmarks | None = None,
     use_landmarks: bool = False,
-    initial: str | os.PathLike[str] | np.ndarray = "auto",
+    initial: str | os.PathLike[str] | np.ndarray | Tensor = "auto",
     device: str = "auto",
     memory_budget: int | None = None,
     seed: int = 0,
@@ -134,7 +138,8 @@ def register(
             contrast of fixed; `"auto"` does so where bright in one image is dark in the other.
         fixed_mask, moving_mask: where to look, on the grid of their image; above zero is inside. With one of the
             two, what lies outside of it has no part in the similarity. With both, what lies outside of either is made
-            flat, so that their rims, those of lungs for instance, are brought together.
+            flat, so that their rims, those of lungs for instance, are brought together. The learned update sees
+            nothing outside of a mask, as around a skull-stripped head.
         fixed_labels, moving_labels: segmentations. Moving labels are warped along; both give Dice. Not used to
             register.
         fixed_landmarks, moving_landmarks: CSV files or `[P, d]` tensors, RAS millimetres, for the error. Not used to
@@ -183,8 +188,6 @@ def register(
             chosen = asked if isinstance(asked, Preset) else _choose_preset(pair)
             if refine and chosen.refinement is not None:
                 chosen = replace(chosen, levels=chosen.refinement)
-            if method == "variational" or refine:
-                chosen = _fit_budget(chosen, pair, memory_budget, symmetric)
             weights = _weights(chosen) if method == "equilibrium" else None
             where = _device(device)
             both = pair.fixed_mask is not None and pair.moving_mask is not None
@@ -202,6 +205,14 @@ def register(
         marks = _marks(pair, world) if use_landmarks else None
         first, inner = _domain(*images, world)
         displacement = _inside(displacement, first, inner.grid.shape)
+        border = _BORDER * min(images[0].grid.spacing)
+        half_way = 0
+        if symmetric or (weights is None and _both_may_move(pair, start, world, marks)):
+            half_way = len(chosen.levels) if symmetric else chosen.half_way
+        if memory_budget is not None and (weights is None or refine):
+            met = half_way_grid(images, square_root(world), border) if half_way else inner.grid
+            chosen = _fit_budget(chosen, inner.grid, met, half_way, images[1].grid, memory_budget)
+        half_way = min(half_way, len(chosen.levels))
         features = None
         if weights is not None:
             with clock.stage("learned"):
@@ -212,14 +223,10 @@ def register(
                 levels.append(report)
         # refined from the coarsest level again: what the learned features pull at there, the field has to have room for
         classical = () if weights is not None and not refine else chosen.levels
-        half_way = len(chosen.levels) if symmetric else 0
-        if weights is None and not symmetric and _both_may_move(pair, start, world, marks):
-            half_way = min(chosen.half_way, len(chosen.levels))
         meeting = None
         if half_way:
             with clock.stage("half-way"):
                 known = displacement, inner.grid.resized(displacement.shape[2:])
-                border = _BORDER * min(images[0].grid.spacing)
                 meeting = meet(images, world, known, features, chosen, half_way, border, _ROUNDING, progress)
                 levels += meeting.levels
                 met = inner.grid.resized(level_shapes(inner.grid, chosen.levels[half_way - 1], chosen)[0])
@@ -237,7 +244,7 @@ def register(
             outputs = _resample(pair, images, world, displacement, chosen)
             if symmetric and meeting is not None:
                 inverse = meeting.inverse(images[1].grid)
-                outputs |= _inverse(images, world, displacement, inverse, outputs["displacement"])
+                outputs |= _inverse(images, world, displacement, inverse, outputs["displacement"], outputs["reached"])
     clock.seconds["total"] = time.perf_counter() - started
     settings = {
         "preset": asdict(chosen),
@@ -250,6 +257,8 @@ def register(
         "initial": str(initial),
         "device": str(where),
         "seed": seed,
+        "deterministic": deterministic,
+        "memory_budget": memory_budget,
     }
     done = levels[-1].status == "converged"
     return Registration(
@@ -377,11 +386,18 @@ def _read_initial(initial: Any, pair: _Pair) -> str | np.ndarray | DisplacementF
         return initial
     if isinstance(initial, str) and initial == "identity":
         return np.eye(dims + 1)
-    found = np.asarray(initial, dtype=np.float64) if isinstance(initial, np.ndarray) else io.read_transform(initial)
+    if isinstance(initial, (np.ndarray, Tensor)):
+        found = np.array(initial.detach().cpu() if isinstance(initial, Tensor) else initial, dtype=np.float64)
+    elif isinstance(initial, (str, os.PathLike)):
+        found = io.read_transform(initial)
+    else:
+        raise ValueError(f"initial must be 'auto', 'identity', a path or a matrix, got a {type(initial).__name__}")
     if isinstance(found, np.ndarray) and found.shape != (dims + 1, dims + 1):
         raise ValueError(f"initial must be a [{dims + 1}, {dims + 1}] matrix for these images, got {list(found.shape)}")
     if isinstance(found, np.ndarray) and not np.isfinite(found).all():
         raise ValueError("initial must be a matrix of finite numbers, got NaN or infinite entries")
+    if isinstance(found, np.ndarray) and not np.array_equal(found[-1], np.eye(dims + 1)[-1]):
+        raise ValueError(f"initial must be homogeneous: its last row is 0, ..., 0, 1, got {found[-1].tolist()}")
     if isinstance(found, np.ndarray) and abs(np.linalg.det(found)) < 1e-6:
         raise ValueError(f"initial must be an invertible matrix, got determinant {np.linalg.det(found):g}")
     if isinstance(found, DisplacementField) and found.displacement.shape[0] != dims:
@@ -394,38 +410,42 @@ def _choose_preset(pair: _Pair) -> Preset:
     data = pair.fixed.data
     if float(data.min()) < -500 and float(pair.moving.data.min()) < -500:  # Hounsfield units reach into air
         return read_preset("lung")
-    background = float((data == data.min()).float().mean())
+    empty = float((data <= background(data)).float().mean())
     # a skull-stripped head leaves most of its box empty, to the exact same value; at larger voxels than these the folds
     # that the preset is made for are not seen, and the generic one is closer (0.64 mm on the known field, 0.76)
     fine = min(Grid.of(pair.fixed.data.shape, pair.fixed.matrix).spacing) < 1.5
-    return read_preset("brain" if data.ndim == 3 and background > 0.35 and fine else "generic")
+    return read_preset("brain" if data.ndim == 3 and empty > 0.35 and fine else "generic")
 
 
-def _fit_budget(preset: Preset, pair: _Pair, budget: int | None, symmetric: bool) -> Preset:
-    """The preset without the levels that would not fit into `budget` bytes."""
-    if budget is None:
-        return preset
-    grid = Grid.of(pair.fixed.data.shape, pair.fixed.matrix)
+def _fit_budget(preset: Preset, inner: Grid, met: Grid, half_way: int, moving: Grid, budget: int) -> Preset:
+    """The preset without the levels that would not fit into `budget` bytes.
+
+    The first `half_way` of them are solved on the grid `met`, the others on `inner`.
+    """
     fields = _FIELD_COPIES + 2 * preset.memory
     if preset.self_similarity:  # 2 d (d - 1) channels of two images, d of which are a field
-        fields += 4 * (grid.dims - 1)
+        fields += 4 * (inner.dims - 1)
 
     def needed(level: Level) -> int:
+        halves = level in preset.levels[:half_way]
+        grid = met if halves else inner
         shape, field_shape = level_shapes(grid, level, preset)
-        sides = 2 if symmetric or level in preset.levels[: preset.half_way] else 1
-        return 4 * sides * int(_IMAGE_VOLUMES * np.prod(shape) + fields * grid.dims * np.prod(field_shape))
+        pulled = level_shape(moving, min(grid.spacing) * level.factor)
+        values = _IMAGE_VOLUMES * np.prod(shape) + np.prod(pulled) + fields * grid.dims * np.prod(field_shape)
+        return 4 * (2 if halves else 1) * int(values)
 
     fitting = tuple(level for level in preset.levels if needed(level) <= budget)
     if not fitting:
         least = needed(preset.levels[0])
         raise ValueError(f"memory_budget must be at least {least} bytes for this image, got {budget}")
-    if len(fitting) < len(preset.levels):
+    left_out = len(preset.levels) - len(fitting)
+    if left_out:
         warnings.warn(
-            f"The finest {len(preset.levels) - len(fitting)} of {len(preset.levels)} levels were left out to stay in "
-            "the memory budget.",
+            f"The finest {left_out} of {len(preset.levels)} levels were left out to stay in the memory budget.",
             stacklevel=2,
         )
-    return replace(preset, levels=fitting)
+    # descriptors pull on the finest levels of the whole preset, of which some may be gone
+    return replace(preset, levels=fitting, self_similarity=max(0, preset.self_similarity - left_out))
 
 
 def _scaled(volume: Volume, mask: Volume | None, device: torch.device, *, flat: bool) -> Image:
@@ -557,7 +577,7 @@ def _solve_level(
     elif compares_structure(level, preset):
         aligned = resample(pulled.data, pulled.grid, grid, world)
         beside = self_similarity(seen, field_shape), self_similarity(aligned, field_shape)
-    mask = _only_mask(images, world, displacement, grid)
+    mask = _only_mask((fixed, pulled), world, displacement, grid)
     if mask is not None and not bool(mask.any()):
         raise ValueError("a mask alone must cover a part of both images after the alignment, got none")
     landmarks = None
@@ -587,7 +607,7 @@ def _only_mask(images: tuple[Image, Image], world: Tensor, displacement: Tensor,
     if (fixed is None) == (moving is None):
         return None
     if fixed is not None:
-        return (resize(fixed, grid.shape) > 0.5).to(fixed)
+        return resize_mask(fixed, grid.shape)
     assert moving is not None
     u = resize_displacement(displacement, grid.shape)
     affine = grid.map_to(images[1].grid, world).to(u)[None]
@@ -606,30 +626,31 @@ def _resample(
     outputs: dict[str, Any] = {
         "displacement": join(u, fixed, world),
         "warped": pull(native, u, mapping)[0, 0].cpu(),
+        "reached": reached(moving.shape, u, mapping)[0, 0].cpu() > 0,
         "affine_warped": pull(native, still, mapping)[0, 0].cpu(),
     }
-    for key, field_ in (("similarity_before", still), ("similarity_after", u)):
-        warped = ops.warp(images[1].data, field_, affine=mapping)
-        mask = _only_mask(images, world, field_, fixed)
+    as_they_lie = torch.eye(fixed.dims + 1, dtype=world.dtype)
+    untouched = fixed.map_to(moving, as_they_lie).to(u)[None]
+    for key, way, field_ in (("similarity_before", as_they_lie, still), ("similarity_after", world, u)):
+        warped = ops.warp(images[1].data, field_, affine=fixed.map_to(moving, way).to(u)[None])
+        mask = _only_mask(images, way, field_, fixed)
         outputs[key] = float(preset.method.similarity.value(images[0].data, warped, mask))
     if pair.moving_labels is not None:
         labels = pair.moving_labels.data.to(u.device)[None, None]
         outputs["warped_labels"] = pull(labels, u, mapping, "nearest")[0, 0].cpu()
-        outputs["labels_before"] = pull(labels, still, mapping, "nearest")[0, 0].cpu()
+        outputs["labels_before"] = pull(labels, still, untouched, "nearest")[0, 0].cpu()
     return outputs
 
 
 def _inverse(
-    images: tuple[Image, Image], world: Tensor, u: Tensor, inverse: Tensor, displacement: Tensor
+    images: tuple[Image, Image], world: Tensor, u: Tensor, inverse: Tensor, displacement: Tensor, inside: Tensor
 ) -> dict[str, Any]:
-    """The inverse in the world, and how far from itself a point is that went there and back."""
+    """The inverse in the world, and how far from itself a point is that went there, `inside` moving, and back."""
     fixed, moving = images[0].grid, images[1].grid
     found = join(inverse, moving, torch.linalg.inv(world))
     mapping = fixed.map_to(moving, world).to(u)[None]
-    reached = found.to(u)[None]
-    there_and_back = ops.warp(reached, u, affine=mapping)[0].cpu().add_(displacement)
-    inside = ops.warp(torch.ones_like(reached[:, :1]), u, affine=mapping, interpolation="nearest", padding="zeros")
-    error = there_and_back.square_().sum(0).sqrt_()[inside[0, 0].cpu() > 0]
+    there_and_back = ops.warp(found.to(u)[None], u, affine=mapping)[0].cpu().add_(displacement)
+    error = there_and_back.square_().sum(0).sqrt_()[inside]
     if len(error) == 0:
         return {"inverse": found}
     most = error.kthvalue(math.ceil(0.99 * len(error))).values
@@ -655,6 +676,8 @@ def save(registration: Registration, folder: str | os.PathLike[str]) -> None:
     >>> save(register(image, image, initial="identity"), tempfile.mkdtemp())
     """
     out, fixed = Path(folder), registration.fixed
+    for name in ("inverse_displacement.nii.gz", "warped_labels.nii.gz"):  # of an earlier one, it may be
+        (out / name).unlink(missing_ok=True)
     io.write_volume(out / "warped.nii.gz", registration.warped, fixed.affine, space=fixed.space)
     io.write_displacement(out / "displacement.nii.gz", registration.displacement, fixed.affine, space=fixed.space)
     io.write_affine(out / "affine.tfm", registration.affine)

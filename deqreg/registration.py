@@ -80,7 +80,8 @@ class Registration:
         displacement: `[d, *S]` float32 on the fixed grid, RAS millimetres: `p_moving = p_fixed + d(p_fixed)`.
         affine: `[d + 1, d + 1]`, the world map that the deformation started from, RAS millimetres.
         warped: `[*S]`, moving on the fixed grid, interpolated once; zero outside of the moving image.
-        affine_warped: `[*S]`, the same under the affine map alone.
+        reached: `[*S]`, where the moving image has voxels under the transform.
+        affine_warped: `[*S]`, as warped, under the affine map alone.
         warped_labels: `[*S]`, the moving labels on the fixed grid, where labels came.
         fixed_mask, moving_mask, fixed_labels, moving_labels: as they came.
         fixed_landmarks, moving_landmarks: `[P, d]`, RAS millimetres, as they came.
@@ -89,7 +90,7 @@ class Registration:
             there and back are from where they began, mean and 99th percentile; None where none stays inside.
         levels: how each level went.
         status: a word; sentence: the same for a person.
-        similarity_before: at full resolution under the affine map; similarity_after: at the end.
+        similarity_before: at full resolution, of the images as they lie in the world; similarity_after: at the end.
         seconds: wall time by stage.
         warnings: what a user should know, a sentence each.
         settings: every choice that was made.
@@ -100,6 +101,7 @@ class Registration:
     displacement: Tensor
     affine: np.ndarray
     warped: Tensor
+    reached: Tensor
     affine_warped: Tensor
     levels: tuple[LevelReport, ...]
     status: str
@@ -121,7 +123,7 @@ class Registration:
     inverse_consistency_mm: dict[str, float] | None = None
 
     def accuracy(self) -> dict[str, Any]:
-        """Dice and landmark errors before and after, as far as labels and landmarks came."""
+        """Dice and landmark errors before, as the images lie in the world, and after, as far as either came."""
         found: dict[str, Any] = {}
         if self.fixed_labels is not None and self.warped_labels is not None and self.labels_before is not None:
             after = metrics.dice(self.fixed_labels.data, self.warped_labels)
@@ -142,7 +144,7 @@ class Registration:
     def quality(self) -> Quality:
         """Whether this can be believed, told without labels or landmarks."""
         mask = None if self.fixed_mask is None else self.fixed_mask.data
-        return assess(self.fixed, self.warped, self.displacement, self.affine, mask)
+        return assess(self.fixed, self.warped, self.displacement, self.affine, mask, self.reached)
 
     def report(self) -> dict[str, Any]:
         """Everything that is a number or a sentence, ready for JSON.

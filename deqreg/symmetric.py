@@ -85,7 +85,7 @@ def meet(
         ValueError: when the affine map has no square root.
     """
     half, back = square_root(world)
-    grid = at = _half_way(images, (half, back), border)
+    grid = at = half_way_grid(images, (half, back), border)
     dims, method = grid.dims, preset.method
     if preset.smooth_halves is not None:
         method = replace(method, smooth_field=preset.smooth_halves)
@@ -151,8 +151,19 @@ def square_root(world: Tensor) -> tuple[Tensor, Tensor]:
     return half, back
 
 
-def _half_way(images: tuple[Image, Image], maps: tuple[Tensor, Tensor], border: float) -> Grid:
-    """The box, on the lattice of the fixed grid, that holds what there is to align half-way between the images."""
+def half_way_grid(images: tuple[Image, Image], maps: tuple[Tensor, Tensor], border: float) -> Grid:
+    """The box, on the lattice of the fixed grid, that holds what there is to align half-way between the images.
+
+    Args:
+        images: fixed and moving, each on its grid.
+        maps: from either to half-way, `[d + 1, d + 1]`: `H` and `H^-1` of `square_root`.
+        border: millimetres by which the grid reaches past that.
+
+    >>> import torch
+    >>> image, still = Image(torch.rand(1, 1, 6, 6), Grid((6, 6), torch.eye(3).double())), torch.eye(3).double()
+    >>> half_way_grid((image, image), (still, still), 1.0).shape
+    (8, 8)
+    """
     grid = images[0].grid
     reached = []
     for image, to_middle in zip(images, maps, strict=True):

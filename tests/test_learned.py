@@ -53,6 +53,27 @@ def test_learned_field_undoes_a_push() -> None:
     assert found.levels[0].jacobian_range[0] > 0
 
 
+def test_what_lies_outside_of_masks_is_nothing() -> None:
+    """A head with something around it and a mask is registered as the head alone is."""
+    moving = head(2)
+    pair = pushed(moving, 6.0), moving
+    masks = [nibabel.Nifti1Image((image.get_fdata() > 1).astype(np.uint8), image.affine) for image in pair]
+    alone, around = [], []
+    for image, mask in zip(pair, masks, strict=True):
+        inside, data = np.asarray(mask.dataobj) > 0, image.get_fdata(dtype=np.float32)
+        noise = np.random.default_rng(0).uniform(0, data.max(), data.shape).astype(np.float32)
+        alone.append(nibabel.Nifti1Image(np.where(inside, data, 0), image.affine))
+        around.append(nibabel.Nifti1Image(np.where(inside, data, noise), image.affine))
+    options = {"preset": "brain", "method": "equilibrium", "initial": "identity"}
+    expected = register(*alone, fixed_mask=masks[0], moving_mask=masks[1], **options)
+    found = register(*around, fixed_mask=masks[0], moving_mask=masks[1], **options)
+    stripped = register(*alone, **options)
+    torch.testing.assert_close(found.displacement, expected.displacement)
+    # the intensities' range is of the mask in one and of the foreground in the other
+    apart = (found.displacement - stripped.displacement).norm(dim=0)[torch.from_numpy(np.asarray(masks[0].dataobj)) > 0]
+    assert apart.mean() < 0.1
+
+
 def test_features_are_of_the_head_alone() -> None:
     """What is empty around it changes neither them nor where they lie."""
     ball = torch.zeros(1, 1, 24, 20, 22)

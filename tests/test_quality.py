@@ -110,3 +110,18 @@ def test_an_alignment_that_runs_away_is_dropped() -> None:
     found = deqreg.register(image(speck), image(data))
     assert 0.1 < np.linalg.det(found.affine) < 10
     assert found.quality().verdict == "failed"
+
+
+def test_what_the_moving_image_does_not_reach_is_not_judged() -> None:
+    data = texture(*SHAPE)[0, 0] * 1000 - 1000  # Hounsfield units: nothing, 0, is as bright as water
+    reached = torch.arange(SHAPE[0]).view(-1, 1, 1).expand(SHAPE) < 12
+    warped = torch.where(reached, data, 0.0)
+    assert assess(image(data), warped, still(), np.eye(4)).local_similarity < 0.6
+    assert assess(image(data), warped, still(), np.eye(4), reached=reached).local_similarity > 0.9
+    assert assess(image(data), warped, still(), np.eye(4), torch.ones(SHAPE), reached).local_similarity > 0.9
+
+
+def test_nothing_in_common_is_failed() -> None:
+    data = texture(*SHAPE)[0, 0]
+    found = assess(image(data), data, still(), np.eye(4), reached=torch.zeros(SHAPE, dtype=torch.bool))
+    assert found.verdict == "failed"

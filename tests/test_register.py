@@ -298,3 +298,91 @@ def test_thick_slices_are_registered_in_millimetres() -> None:
     report = found.report()
     assert report["folding_percent"] == 0
     assert report["verdict"] == "plausible"
+
+
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_a_matrix_to_start_from(as_tensor: bool) -> None:
+    fixed, moving, _ = pair(24, 22, 20)
+    start = np.eye(4)
+    start[0, 3] = 0.5
+    found = deqreg.register(fixed, moving, initial=torch.from_numpy(start) if as_tensor else start)
+    np.testing.assert_array_equal(found.affine, start)
+
+
+@pytest.mark.parametrize(
+    ("initial", "says"),
+    [
+        (np.eye(4) + 5 * np.eye(4, k=-3), "initial must be homogeneous: its last row"),
+        ([[1.0, 0.0], [0.0, 1.0]], "initial must be 'auto', 'identity', a path or a matrix, got a list"),
+        (None, "got a NoneType"),
+    ],
+)
+def test_a_start_that_is_none(initial: object, says: str) -> None:
+    fixed, moving, _ = pair(24, 22, 20)
+    with pytest.raises(ValueError, match=says):
+        deqreg.register(fixed, moving, initial=initial)  # pyright: ignore[reportArgumentType]
+
+
+def test_before_is_how_the_images_lie() -> None:
+    fixed, moving, _ = pair(32, 30, 36)
+    labels = (fixed > fixed.median()).float() + 1
+    shift = np.eye(4)
+    shift[0, 3] = -3
+    found = deqreg.register(
+        nib.Nifti1Image(fixed.numpy(), np.eye(4)),
+        nib.Nifti1Image(moving.numpy(), shift),
+        fixed_labels=nib.Nifti1Image(labels.numpy().astype(np.uint8), np.eye(4)),
+        moving_labels=nib.Nifti1Image(labels.numpy().astype(np.uint8), shift),
+        fixed_landmarks=torch.tensor([[10.0, 11.0, 12.0]]),
+        moving_landmarks=torch.tensor([[7.0, 11.0, 12.0]]),
+    ).report()
+    expected = metrics.dice(labels[:-3], labels[3:])
+    assert found["tre_mm"]["before"]["mean"] == pytest.approx(3)
+    # the three planes that moving lacks are background there
+    assert found["dice"]["before"] == pytest.approx(metrics.mean_over_labels(expected), abs=0.06)
+    assert found["dice"]["after"] > found["dice"]["before"] + 0.1
+    assert found["similarity"]["after"] > found["similarity"]["before"] + 0.1
+
+
+def test_a_thin_mask_of_one_image_counts_on_every_level() -> None:
+    moving = texture(64, 60, 56)
+    fixed = ops.warp(moving, bump(64, 60, 56, height=2.0))[0, 0]
+    shell = torch.zeros(64, 60, 56)
+    shell[30:32, 10:50, 10:46] = 1
+    found = deqreg.register(fixed, moving[0, 0], fixed_mask=shell, initial="identity", preset="generic")
+    assert found.similarity_after > found.similarity_before
+
+
+def test_a_moving_image_that_reaches_further_counts_in_the_budget() -> None:
+    image = ops.gaussian(torch.rand(1, 1, 72, 72, 72), 2.0)[0, 0]
+    small = image[24:48, 24:48, 24:48].contiguous()
+    within = nib.Nifti1Image(small.numpy(), np.array([[1, 0, 0, 24], [0, 1, 0, 24], [0, 0, 1, 24], [0, 0, 0, 1.0]]))
+    budget = 25 * 4 * small.numel()
+    alone = deqreg.register(within, within, initial="identity", memory_budget=budget)
+    beside = deqreg.register(within, image, initial="identity", memory_budget=budget)
+    assert len(beside.levels) < len(alone.levels)
+
+
+def test_descriptors_pull_where_they_did_when_levels_are_left_out() -> None:
+    fixed, moving, _ = pair(40, 40, 40)
+    lung = read_preset("lung")
+    assert lung.self_similarity == 1
+    found = deqreg.register(fixed, moving, preset=lung, initial="identity", memory_budget=4 * 10**6)
+    assert len(found.levels) < len(lung.levels)
+    assert found.settings["preset"]["self_similarity"] == 0
+
+
+def test_save_leaves_nothing_of_an_earlier_registration(tmp_path: Path) -> None:
+    fixed, moving, _ = pair(24, 22, 20)
+    ones = torch.ones_like(fixed)
+    deqreg.save(
+        deqreg.register(fixed, moving, initial="identity", symmetric=True, fixed_labels=ones, moving_labels=ones),
+        tmp_path,
+    )
+    names = {entry.name for entry in tmp_path.iterdir()}
+    assert {"inverse_displacement.nii.gz", "warped_labels.nii.gz"} < names
+    deqreg.save(deqreg.register(fixed, moving, initial="identity"), tmp_path)
+    assert {entry.name for entry in tmp_path.iterdir()} == names - {
+        "inverse_displacement.nii.gz",
+        "warped_labels.nii.gz",
+    }
