@@ -226,7 +226,7 @@ struct Lncc {
   // [N, 1, *S] or null, of value's type: divided by the voxels, they would underflow in float16
   void* grad_fixed;
   void* grad_warped;
-  void* workspace;           // CUDA: workspace_bytes(). The CPU kernel takes none
+  void* workspace;  // CUDA: workspace_bytes(). The CPU kernel takes none
 };
 
 /// Enters f(z) and g = f(z) - z into every running sample's slot of the ring, and sums the products of g with the

@@ -465,8 +465,7 @@ void correlate(const Lncc& op, cudaStream_t stream) {
   if constexpr (gradients > 1)
     run_march(stream, plan, layout.gradient_scratch, workspace + layout.scratch, gradient_kernel<Storage, masked>,
               Images<Storage>{images.warped, images.fixed, images.mask}, samples,
-              GatherCoefficients<T>{fields, fields + 3 * step, fields + 4 * step},
-              static_cast<T*>(op.grad_fixed));
+              GatherCoefficients<T>{fields, fields + 3 * step, fields + 4 * step}, static_cast<T*>(op.grad_fixed));
 }
 
 template <class Storage, bool masked>
