@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from deqreg.equilibrium.solution import Solution, Status, Trace
 from deqreg.equilibrium.solvers import Anderson, Callback, Solver, Update
 from deqreg.equilibrium.stopping import NORMS, residual
+from deqreg.ops.checks import check_tangent
 
 Solve = Callable[[Update, tuple[Tensor, ...]], Solution]
 Pull = Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
@@ -36,20 +37,23 @@ class Adjoint(Protocol):
 class _Probe:
     """An update that notices, at its first evaluation, whether anything it closes over wants a gradient.
 
-    The graph of that one evaluation is dropped at once; where nothing wants a gradient there is none.
+    The graph of that one evaluation is dropped at once; where nothing wants a gradient there is none. A forward-mode
+    derivative, which a solve would lose, raises.
     """
 
     def __init__(self, f: Update) -> None:
         self.f = f
         self.differentiable = False
-        self.pending = torch.is_grad_enabled()
+        self.pending, self.wanted = True, torch.is_grad_enabled()
 
     def __call__(self, z: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if not self.pending:
             return self.f(z)
         self.pending = False
-        with torch.enable_grad():
+        with torch.set_grad_enabled(self.wanted):
             value = self.f(z)
+        for part in value:
+            check_tangent("f(z)", part)
         self.differentiable = any(part.requires_grad for part in value)
         return tuple(part.detach() for part in value)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 INTERPOLATIONS = {"linear": 0, "nearest": 1}
 PADDINGS = {"border": 0, "zeros": 1}
@@ -21,6 +22,7 @@ def coordinate_dtype(values: Tensor) -> torch.dtype:
 
 def check_volume(name: str, tensor: Tensor, channels: int | None = None) -> None:
     """A floating-point [N, C, *S] tensor, 2-D or 3-D, half precision on CUDA only."""
+    check_tangent(name, tensor)
     if tensor.ndim not in (4, 5) or (channels is not None and tensor.shape[1] != channels):
         count = "C" if channels is None else channels
         raise ValueError(f"{name} must be [N, {count}, H, W] or [N, {count}, D, H, W], got {list(tensor.shape)}")
@@ -32,6 +34,7 @@ def check_volume(name: str, tensor: Tensor, channels: int | None = None) -> None
 
 def check_field(name: str, field: Tensor, beside: Tensor | None = None) -> None:
     """A displacement or velocity [N, d, *S]; beside an image, of its batch, dimension, device and coordinate dtype."""
+    check_tangent(name, field)
     dims = field.ndim - 2 if beside is None else beside.ndim - 2
     batch = "N" if beside is None else beside.shape[0]
     wrong_batch = beside is not None and field.shape[:1] != beside.shape[:1]
@@ -49,6 +52,7 @@ def check_affine(affine: Tensor | None, beside: Tensor) -> None:
     """Sampling maps [N, d, d + 1] in voxels, beside an image [N, C, *S]."""
     if affine is None:
         return
+    check_tangent("affine", affine)
     dims = beside.ndim - 2
     if affine.shape != (beside.shape[0], dims, dims + 1):
         raise ValueError(f"affine must be [{beside.shape[0]}, {dims}, {dims + 1}], got {list(affine.shape)}")
@@ -59,6 +63,7 @@ def check_affine(affine: Tensor | None, beside: Tensor) -> None:
 
 def check_same(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
     """Two tensors of one shape, dtype and device."""
+    check_tangent(name, tensor)
     if tensor.shape != other.shape or tensor.dtype != other.dtype:
         raise ValueError(
             f"{name} must match {other_name}, {list(other.shape)} {other.dtype}, "
@@ -71,6 +76,16 @@ def check_device(name: str, tensor: Tensor, other: Tensor) -> None:
     """Two tensors on one device."""
     if tensor.device != other.device:
         raise ValueError(f"{name} must be on {other.device}, got {tensor.device}")
+
+
+def check_tangent(name: str, tensor: Tensor) -> None:
+    """No forward-mode derivative: torch loses it in silence where a gradient is registered or solved for."""
+    # the level first: it takes a tenth of a microsecond, and outside of forward mode that is all
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None:
+        raise RuntimeError(
+            f"{name} must have no tangent, for there is no forward-mode derivative here, got one; take "
+            "torch.autograd.grad, which runs in reverse"
+        )
 
 
 def check_not_empty(name: str, tensor: Tensor) -> None:

@@ -63,6 +63,7 @@ def correlation_projection(
             raise ValueError(f"{name} must be {fixed.dtype}, got {tensor.dtype}")
         if tensor is not None:
             checks.check_device(name, tensor, fixed)
+            checks.check_tangent(name, tensor)
     return torch.ops.deqreg.correlation_projection(fixed, moving, displacement, weight, bias, radius)
 
 

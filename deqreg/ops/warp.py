@@ -92,6 +92,7 @@ def warp_gradient(
     if values.shape != expected or values.dtype != image.dtype:
         raise ValueError(f"values must be {list(expected)} {image.dtype}, got {list(values.shape)} {values.dtype}")
     checks.check_device("values", values, image)
+    checks.check_tangent("values", values)
     mode = checks.choose("padding", padding, checks.PADDINGS)
     return torch.ops.deqreg.warp_gradient(image, displacement, values, affine, mode)
 

@@ -205,6 +205,23 @@ def test_a_second_derivative_raises() -> None:
         first.sum().backward()
 
 
+@pytest.mark.parametrize("wanted", [True, False])
+@pytest.mark.parametrize("adjoint", [Implicit(), Phantom()], ids=["implicit", "phantom"])
+def test_forward_mode_raises_and_through_the_unrolled_loop_is_right(adjoint: Any, wanted: bool) -> None:
+    z0, shift = torch.zeros(1, 1, dtype=torch.float64), torch.full((1, 1), 0.3, dtype=torch.float64)
+
+    def by(adjoint: Any) -> tuple[Tensor, Tensor]:
+        def value(shift: Tensor) -> Tensor:
+            return fixed_point(lambda z: 0.5 * z + shift, z0, adjoint=adjoint).value
+
+        return torch.func.jvp(value, (shift,), (torch.ones_like(shift),))
+
+    with torch.set_grad_enabled(wanted), pytest.raises(RuntimeError, match=r"f\(z\) must have no tangent"):
+        by(adjoint)
+    # 1 + 1/2 + ... + 1/2^19
+    assert by(Unrolled(20))[1].item() == 2 - 2**-19
+
+
 def test_only_the_part_that_is_used_and_only_the_part_that_wants() -> None:
     layer, free = Layer(), torch.zeros(3, 2, dtype=torch.float64)
 
