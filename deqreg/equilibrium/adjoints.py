@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from deqreg.equilibrium.solution import Solution, Status, Trace
 from deqreg.equilibrium.solvers import Anderson, Callback, Solver, Update
@@ -70,10 +69,13 @@ class _Attach(torch.autograd.Function):
         return value
 
     @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  the decorator hides the names
-        ctx: Any, *grad_outputs: Tensor
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        # its graph would hold the state constant; `once_differentiable` notices only where a cotangent wants a gradient
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "an equilibrium has no second derivative: its gradient must be taken without a graph, "
+                "got create_graph=True"
+            )
         return None, None, *ctx.pull(grad_outputs)
 
 
@@ -82,7 +84,7 @@ class Implicit:
     """The implicit function theorem: one evaluation of `f` is kept, however many steps the solver took.
 
     A cotangent `g` of `z* = f(z*)` becomes `w = g + (df/dz)^T w`, solved as a fixed point of its own, and `w` goes back
-    through that one evaluation. Exact at an equilibrium; second derivatives raise.
+    through that one evaluation. Exact at an equilibrium; second derivatives, and so `create_graph=True`, raise.
 
     Args:
         solver: of the linear equation; its tolerance is the relative error it leaves in the gradient's equation. Where
@@ -157,7 +159,7 @@ class Phantom:
     """A few damped steps from the equilibrium, differentiated: an approximate gradient for `steps` evaluations' memory.
 
     `z <- (1 - damping) z + damping f(z)`; the value stays the solver's, the gradient is that of these steps: the
-    truncated and damped Neumann series of the implicit one.
+    truncated and damped Neumann series of the implicit one. Second derivatives raise.
 
     Args:
         steps: evaluations kept.
