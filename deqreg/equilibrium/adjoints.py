@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deqreg.equilibrium.solution import Solution, Status, Trace
 from deqreg.equilibrium.solvers import Anderson, Callback, Solver, Update
-from deqreg.equilibrium.stopping import NORMS, residual
+from deqreg.equilibrium.stopping import NORMS, lengths, residual
 from deqreg.ops.checks import check_tangent
 
 Solve = Callable[[Update, tuple[Tensor, ...]], Solution]
@@ -130,6 +130,9 @@ class Implicit:
         self, leaves: tuple[Tensor, ...], attached: tuple[Tensor, ...], grads: tuple[Tensor, ...], traces: list[Trace]
     ) -> tuple[Tensor, ...]:
         outputs = [i for i, part in enumerate(attached) if part.requires_grad]
+        # the equation is linear: of cotangents of length one, none is so small that a residual takes it for zero
+        sizes = lengths(grads)
+        units = tuple(g / _beside(g, torch.where(sizes > 0, sizes, 1)) for g in grads)
 
         def linear(w: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             pulled = torch.autograd.grad(
@@ -140,14 +143,19 @@ class Implicit:
                 allow_unused=True,
                 materialize_grads=True,
             )
-            return tuple(g + p for g, p in zip(grads, pulled, strict=True))
+            return tuple(g + p for g, p in zip(units, pulled, strict=True))
 
-        solution = self.solver.solve(linear, grads)
+        solution = self.solver.solve(linear, units)
         traces.append(Trace(solution.residuals, solution.steps, solution.statuses))
         if not solution.converged:
             warnings.warn(f"The adjoint is approximate. {solution.message}", AdjointWarning, stacklevel=2)
         assert isinstance(solution.value, tuple)
-        return solution.value
+        return tuple(part * _beside(part, sizes) for part in solution.value)
+
+
+def _beside(part: Tensor, numbers: Tensor) -> Tensor:
+    """One number a sample, `[N]`, shaped and typed to meet a part of the state."""
+    return numbers.to(part.dtype).view(-1, *[1] * (part.ndim - 1))
 
 
 def _drop_gradient(leaf: Tensor) -> None:

@@ -24,13 +24,12 @@ def denominator(norm: str, elements: int) -> tuple[float, float]:
 
 def residual(z: tuple[Tensor, ...], value: tuple[Tensor, ...], norm: str) -> Tensor:
     """The residual of every sample, `[N]`, float64, where `value = f(z)`; see `denominator`."""
+    difference = lengths(tuple(b - a for a, b in zip(z, value, strict=True)))
+    relative, absolute = denominator(norm, sum(math.prod(part.shape[1:]) for part in z))
+    return difference / (relative * lengths(value) + absolute)
 
-    sizes = [math.prod(part.shape[1:]) for part in z]
 
-    def squared(parts: tuple[Tensor, ...]) -> Tensor:
-        flat = [part.reshape(len(part), size) for part, size in zip(parts, sizes, strict=True)]
-        return torch.stack([part.double().square().sum(1) for part in flat]).sum(0)
-
-    difference = squared(tuple(b - a for a, b in zip(z, value, strict=True))).sqrt()
-    relative, absolute = denominator(norm, sum(sizes))
-    return difference / (relative * squared(value).sqrt() + absolute)
+def lengths(parts: tuple[Tensor, ...]) -> Tensor:
+    """The Euclidean norm of every sample over all parts, `[N]`, float64."""
+    flat = [part.reshape(len(part), math.prod(part.shape[1:])) for part in parts]
+    return torch.stack([part.double().square().sum(1) for part in flat]).sum(0).sqrt()

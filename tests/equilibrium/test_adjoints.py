@@ -248,6 +248,27 @@ def test_a_failing_adjoint_warns_and_says_how_far_it_came() -> None:
     assert shift.grad.isfinite().all()
 
 
+def test_the_gradient_does_not_depend_on_the_size_of_the_loss() -> None:
+    scales = torch.tensor([1.0, 2.0**-40, 0.0], dtype=torch.float64)
+    gradients = []
+    for weights in (torch.ones_like(scales), scales):
+        layer = Layer()
+        value = fixed_point(layer, layer.z0).value
+        loss = sum((weights[:, None] * (part + part.square())).sum() for part in value)
+        gradients.append(torch.autograd.grad(loss, layer.image)[0])
+    # a power of two changes no bit of the mantissa
+    assert torch.equal(gradients[1], scales[:, None] * gradients[0])
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-12, 1e-36])
+def test_a_small_loss_is_solved_for_in_single_precision_too(scale: float) -> None:
+    shift = torch.ones(1, 3, requires_grad=True)
+    solution = fixed_point(lambda z: 0.9 * z + shift, torch.zeros(1, 3))
+    (scale * solution.value.sum()).backward()
+    # 1 / (1 - 0.9), and the tolerance of 1e-3 is a tenth of what it may leave
+    torch.testing.assert_close(shift.grad / scale, torch.full((1, 3), 10.0), rtol=1e-2, atol=0)
+
+
 def test_a_zero_cotangent_costs_one_step() -> None:
     layer = Layer()
     solution = fixed_point(layer, layer.z0)
