@@ -170,6 +170,7 @@ class DEQReg(nn.Module):
     def _features(self, learned: Tensor, image: Tensor, stride: int) -> tuple[Tensor, Tensor]:
         """What the update compares on one level: the learned features and the locally normalised image."""
         pool, fine = POOL[image.ndim - 2], self.encoder.stride
+        learned = learned.to(image.dtype)  # autocast leaves them in half precision, and the state is of their type
         if fine > 1:
             image = pool(pad_to_multiple(image, fine), fine)
         # every level covers the same voxels: those of the images, padded for the coarsest
