@@ -187,7 +187,7 @@ class Trainer:
         )
         self.scaler = torch.amp.GradScaler(here.device.type, enabled=config.precision == "float16")
         self.step, self.skipped, self.best = 0, 0, None
-        self.stop = 0
+        self.stop, self.asked = 0, 0
         self.output = Path(config.output)
 
     def run(self) -> int:
@@ -208,7 +208,8 @@ class Trainer:
                     self._tell("train", averages.take())
                 if self.step % config.validate_every == 0 or self.step == config.steps:
                     self._validate()
-                self.stop = self.here.largest(self.stop)
+                # a signal counts from here on, when all processes know of it: each leaves at the same step
+                self.stop = self.here.largest(self.asked)
                 if self.step % config.checkpoint_every == 0 or self.step == config.steps or self.stop:
                     self.checkpoint()
         return self.stop
@@ -356,7 +357,7 @@ class Trainer:
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
         def ask(number: int, _: object) -> None:
-            self.stop = number
+            self.asked = number
             for known, handler in before.items():
                 signal.signal(known, handler)
 

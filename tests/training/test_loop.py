@@ -89,6 +89,38 @@ def test_a_signal_ends_it_after_the_step_and_it_resumes_to_the_same_weights(data
     assert best["net"] == {"channels": 4}
 
 
+def interrupt():
+    """Send the signal, once: the handler is then that of before, which ends the process."""
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Asking(Processes):
+    """A process that gets a signal while it asks the others whether to stop."""
+
+    def largest(self, value):
+        interrupt()
+        return value
+
+
+class Writing(Processes):
+    """A process that gets a signal while it writes a checkpoint."""
+
+    def gather(self, value):
+        if isinstance(value, dict):
+            interrupt()
+        return [value]
+
+
+@pytest.mark.parametrize(("kind", "last"), [(Asking, 2), (Writing, 5)])
+def test_a_signal_during_an_exchange_waits_for_the_next(data, tmp_path, kind, last):
+    """Else it is lost, or the process that got it leaves alone, and the others wait for it."""
+    trainer = make_trainer(write_config(tmp_path, data), kind(0, 1, HERE.device))
+    assert trainer.run() == signal.SIGTERM
+    assert trainer.step == last
+    assert load_checkpoint(tmp_path / "out" / "checkpoint.pt")["step"] == last
+
+
 @pytest.mark.slow  # three processes that import torch
 def test_killed_and_resumed_it_ends_with_the_same_weights(data, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
