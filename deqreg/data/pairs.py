@@ -74,10 +74,10 @@ class Batch:
         fixed_input: as fixed, what the network is shown: with the augmentation of intensities.
         moving_input: as fixed_input.
         spacing: voxel edges, millimetres, of all its fixed images.
-        fixed_labels: `[N, *S]`, integers 0 ... labels - 1, where all have them.
+        fixed_labels: `[N, *S]`, integers 0 ... labels - 1, where any has them; all background for those without.
         moving_labels: as fixed_labels.
         labels: how many values there are, background included.
-        fixed_mask: `[N, 1, *S]`, bool, where all have one.
+        fixed_mask: `[N, 1, *S]`, bool, where any has one; everywhere inside for those without.
         truth: `[N, d, *S]`, the displacement of synthetic pairs, in voxels, where there are any.
         known: `[N]`, bool: which are synthetic.
         points: fixed and moving landmarks of each pair, `[1, P, d]`, in voxels, where it has them.
@@ -245,22 +245,27 @@ def _collate(drawn: Sequence[_Drawn], labels: int) -> Batch:
         fixed_input=torch.cat([pair.fixed_input for pair in drawn]),
         moving_input=torch.cat([pair.moving_input for pair in drawn]),
         spacing=spacing,
-        fixed_labels=_stacked([pair.fixed.labels for pair in drawn]),
-        moving_labels=_stacked([pair.moving.labels for pair in drawn]),
+        fixed_labels=_labels([pair.fixed for pair in drawn]),
+        moving_labels=_labels([pair.moving for pair in drawn]),
         labels=labels,
-        fixed_mask=_stacked([pair.fixed.mask for pair in drawn], channel=True),
+        fixed_mask=_stacked([pair.fixed.mask for pair in drawn], missing=1),
         truth=None if truth is None else torch.cat([torch.zeros_like(truth) if t is None else t for t in truths]),
         known=torch.tensor([part is not None for part in truths], device=drawn[0].fixed.image.device),
         points=tuple(_points(pair.fixed, pair.moving) for pair in drawn),
     )
 
 
-def _stacked(parts: Sequence[Tensor | None], channel: bool = False) -> Tensor | None:
-    """The parts of all samples, `[N, 1, *S]` or `[N, *S]`, where all have them."""
-    there = [part for part in parts if part is not None]
-    if len(there) < len(parts):
+def _labels(sides: Sequence[_Side]) -> Tensor | None:
+    stacked = _stacked([side.labels for side in sides], missing=0)
+    return None if stacked is None else stacked[:, 0]
+
+
+def _stacked(parts: Sequence[Tensor | None], missing: int) -> Tensor | None:
+    """The parts of all samples, `[N, 1, *S]`, those that are missing filled with a number; None where all are."""
+    like = next((part for part in parts if part is not None), None)
+    if like is None:
         return None
-    return torch.cat(there) if channel else torch.cat(there)[:, 0]
+    return torch.cat([torch.full_like(like, missing) if part is None else part for part in parts])
 
 
 def _points(fixed: _Side, moving: _Side) -> Points | None:

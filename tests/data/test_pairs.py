@@ -1,5 +1,8 @@
 """Sampling, augmentation and batches."""
 
+from dataclasses import replace
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -118,6 +121,24 @@ def value_at(image, points):
 def sample_one(image, point):
     where = torch.zeros(1, 3, 1, 1, 1) + point.view(1, 3, 1, 1, 1)
     return ops.warp(image[None, None], where)[0, 0, 0, 0, 0]
+
+
+def test_a_pair_without_labels_or_mask_leaves_them_to_the_others(cases):
+    listed, cached = cases
+    bare = replace(cached[listed[2].image], labels=None, mask=None)
+    pairs = Pairs([*pairwise(listed), (listed[2], listed[0])], {**cached, listed[2].image: bare})
+    place = {pairs.sampler[place]: place for place in range(3)}
+    batch = pairs.shuffled([place[0], place[1], place[2]], CPU)  # (0, 1), (1, bare), (bare, 0)
+    alone = pairs.listed(0, CPU)
+    for name in ("fixed_labels", "moving_labels", "fixed_mask"):
+        whole, own = getattr(batch, name), getattr(alone, name)
+        assert (whole.dtype, whole.shape[1:]) == (own.dtype, own.shape[1:])
+        assert torch.equal(whole[:1], own)
+    assert not batch.moving_labels[1].any()
+    assert not batch.fixed_labels[2].any()
+    assert batch.fixed_mask[2].all()
+    bare_pair = Pairs([(listed[2], listed[2])], {listed[2].image: bare}).listed(0, CPU)
+    assert (bare_pair.fixed_labels, bare_pair.moving_labels, bare_pair.fixed_mask) == (None, None, None)
 
 
 def test_pairs_of_different_shapes_are_refused(cases, tmp_path):

@@ -1,5 +1,7 @@
 """What is made small: the parts of the loss, the iterates on the way, the estimate of the Jacobian."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from deqreg.training.objective import Objective, Recorder, jacobian_norm, regist
 from tests.training.standin import StandIn, write_config, write_dataset
 
 pytest.importorskip("yaml")
+CPU, LABELLED = torch.device("cpu"), Loss(window=5, dice=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +41,24 @@ def test_the_loss_is_the_weighted_sum(data, tmp_path):
     torch.testing.assert_close(found["loss"], expected)
     warped = ops.warp(batch.moving, u)
     torch.testing.assert_close(found["similarity"], losses.lncc(batch.fixed, warped, window=5).mean())
+
+
+def test_a_pair_without_labels_or_mask_adds_nothing_and_takes_nothing(data, tmp_path):
+    config = write_config(tmp_path, data)
+    listed = read_dataset(config.data.dataset).training
+    cases = load_cases(listed)
+    inside = torch.zeros(24, 20, dtype=torch.bool)
+    inside[4:20, 3:15] = True
+    cases[listed[0].image] = replace(cases[listed[0].image], mask=inside)
+    cases[listed[1].image] = replace(cases[listed[1].image], labels=None)
+    # the first with labels and a mask, the second with neither
+    pairs = Pairs([(listed[0], listed[0]), (listed[1], listed[1])], cases)
+    u = 0.3 * torch.randn(2, 2, 24, 20, generator=generator())
+    together = registration_losses(u, pairs.shuffled(sorted((0, 1), key=pairs.sampler.__getitem__), CPU), LABELLED)
+    apart = [registration_losses(u[i : i + 1], pairs.listed(i, CPU), LABELLED) for i in (0, 1)]
+    assert "soft_dice" not in apart[1]
+    torch.testing.assert_close(together["soft_dice"], apart[0]["soft_dice"] / 2)
+    torch.testing.assert_close(together["similarity"], (apart[0]["similarity"] + apart[1]["similarity"]) / 2)
 
 
 def test_known_displacements_count_for_synthetic_pairs_alone(data, tmp_path):
