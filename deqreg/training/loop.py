@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from deqreg.configuration import check_known, plain
 from deqreg.data import Case, Dataset, Pairs, load_cases, read_dataset
 from deqreg.data.pairs import all_pairs
-from deqreg.equilibrium import Solution
+from deqreg.equilibrium import Solution, Trace
 from deqreg.training.checkpoint import BEST, CHECKPOINT, load_checkpoint, load_weights, save_checkpoint
 from deqreg.training.config import CHOICES, Config, Optimiser
 from deqreg.training.log import LOG, JsonLines, Record, TensorBoard
@@ -374,25 +374,29 @@ class _Averages:
     """Means since the last record, kept on the device until they are asked for."""
 
     def __init__(self) -> None:
-        self.totals: dict[str, Tensor] = {}
+        self.totals: dict[str, Tensor | float] = {}
         self.counts: dict[str, int] = {}
-        self.solver: list[tuple[float, float, float]] = []
-        self.seconds = 0.0
 
     def add(self, found: dict[str, Tensor], solution: Solution, seconds: float) -> None:
         """Count a step in."""
-        for name, value in found.items():
-            self.totals[name] = self.totals.get(name, 0) + value.detach()
+        numbers = {name: value.detach() for name, value in found.items()} | _numbers(solution)
+        for trace in solution.adjoint:
+            numbers |= {f"adjoint_{name}": value for name, value in _numbers(trace).items()}
+        for name, value in {**numbers, "seconds": seconds}.items():
+            self.totals[name] = self.totals.get(name, 0) + value
             self.counts[name] = self.counts.get(name, 0) + 1
-        steps, residual = float(solution.steps.max()), float(solution.residuals[-1].max())
-        self.solver.append((residual, steps, float(solution.converged)))
-        self.seconds += seconds
 
     def take(self) -> dict[str, float]:
         """The means, and begin again."""
         found = {name: float(total) / self.counts[name] for name, total in self.totals.items()}
-        for name, values in zip(("residual", "steps", "converged"), zip(*self.solver, strict=True), strict=True):
-            found[name] = sum(values) / len(values)
-        found["seconds"] = self.seconds / len(self.solver)
         self.__init__()
         return found
+
+
+def _numbers(trace: Trace) -> dict[str, Tensor | float]:
+    """How a solve went, in numbers that have a mean."""
+    return {
+        "residual": float(trace.residuals[-1].max()),
+        "steps": float(trace.steps.max()),
+        "converged": float(trace.converged),
+    }

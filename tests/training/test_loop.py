@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from deqreg.equilibrium import AdjointWarning
 from deqreg.training import load_checkpoint, train
 from deqreg.training.checkpoint import load_weights
 from deqreg.training.config import Optimiser
@@ -190,6 +191,16 @@ def test_training_makes_the_loss_smaller(data, tmp_path):
     assert make_trainer(config, HERE).run() == 0
     losses = [record["loss"] for record in log(tmp_path) if record["kind"] == "train"]
     assert losses[-1] < 0.9 * losses[0]
+
+
+def test_how_the_adjoint_was_solved_is_in_the_log(data, tmp_path):
+    few = "{kind: implicit, solver: {kind: picard, max_steps: 2, tol: 1e-9}}"
+    with pytest.warns(AdjointWarning, match="approximate"):
+        make_trainer(write_config(tmp_path, data, steps=2, adjoint=few), HERE).run()
+    trained = [record for record in log(tmp_path) if record["kind"] == "train"]
+    assert [(r["adjoint_steps"], r["adjoint_converged"]) for r in trained] == [(2, 0)] * 2
+    # the residuals' denominator grows from the cotangent's length on
+    assert all(1e-9 < r["adjoint_residual"] < 1 for r in trained)
 
 
 def test_weights_can_be_taken_from_a_checkpoint(data, tmp_path):
