@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +53,9 @@ def read_dataset(path: str | os.PathLike[str]) -> Dataset:
 
     Lists of cases: `training`, `validation`, each entry an object with `image` and, where there are any, `label`,
     `mask`, `landmarks` (CSV, RAS millimetres) or `keypoints` (Learn2Reg's CSV, voxels). Lists of pairs, each an object
-    with the `fixed` and `moving` image: `training_paired_images`, `registration_val`. What is known of a paired image
-    is what the lists of cases say of it. Learn2Reg's own files list the validation images among the training ones;
-    they are taken out.
+    with the `fixed` and `moving` image: `training_paired_images`, `registration_val`. What is known of an image is what
+    the lists of cases say of it together, the last where they differ. Learn2Reg's own files list the validation images
+    among the training ones; they are taken out.
 
     Args:
         path: the JSON file, or the folder that holds it. Names in it are relative to its folder.
@@ -83,9 +83,9 @@ def read_dataset(path: str | os.PathLike[str]) -> Dataset:
     cases: dict[Path, Case] = {}
     for key in ("training", "validation"):
         for entry in _entries(content, key, path):
-            case = _case(entry, path, key)
-            cases[case.image] = case
-    training = [_file(entry, "image", path, "training") for entry in _entries(content, "training", path)]
+            image, parts = _file(entry, "image", path, key), _parts(entry, path, key)
+            cases[image] = replace(cases.get(image, Case(image)), **parts)
+    training = dict.fromkeys(_file(entry, "image", path, "training") for entry in _entries(content, "training", path))
     listed, validation = (_pairs(content, key, cases, path) for key in ("training_paired_images", "registration_val"))
     held_out = {case.image for pair in validation for case in pair}
     return Dataset(
@@ -115,9 +115,8 @@ def _entries(content: dict[str, Any], key: str, path: Path) -> list[dict[str, An
     return entries
 
 
-def _case(entry: dict[str, Any], path: Path, key: str) -> Case:
-    image = _file(entry, "image", path, key)
-    return Case(image, **{part: _file(entry, part, path, key) for part in _PARTS if part in entry})
+def _parts(entry: dict[str, Any], path: Path, key: str) -> dict[str, Path]:
+    return {part: _file(entry, part, path, key) for part in _PARTS if part in entry}
 
 
 def _pairs(content: dict[str, Any], key: str, cases: dict[Path, Case], path: Path) -> tuple[tuple[Case, Case], ...]:
@@ -134,7 +133,7 @@ def _file(entry: dict[str, Any], part: str, path: Path, key: str) -> Path:
     name = entry.get(part)
     if not isinstance(name, str):
         raise ValueError(f"dataset {path}: each entry of `{key}` must name its {part}, got {entry!r:.80}")
-    file = path.parent / name
+    file = Path(os.path.normpath(path.parent / name))  # one name a file, by which images are told apart
     if not file.is_file():
         raise ValueError(f"dataset {path}: `{key}` names {name}, and there is no such file in {path.parent}")
     return file

@@ -56,6 +56,40 @@ def test_validation_images_are_never_trained_on(official):
     assert not held_out & {case.image for pair in data.training_pairs for case in pair}
 
 
+def listing(folder, **lists):
+    for name in ("a", "b", "c", "d", "label", "mask"):
+        (folder / name).touch()
+    (folder / "dataset.json").write_text(json.dumps(lists))
+    return read_dataset(folder)
+
+
+def test_what_is_known_of_an_image_is_what_all_lists_say(tmp_path):
+    data = listing(
+        tmp_path,
+        training=[{"image": "a", "label": "label"}, {"image": "b"}],
+        validation=[{"image": "a"}, {"image": "a", "mask": "mask"}],
+        registration_val=[{"fixed": "a", "moving": "b"}],
+    )
+    assert data.validation_pairs[0][0] == Case(tmp_path / "a", label=tmp_path / "label", mask=tmp_path / "mask")
+
+
+def test_an_image_that_is_listed_twice_is_one(tmp_path):
+    data = listing(tmp_path, training=[{"image": "a"}, {"image": "b"}, {"image": "./a"}])
+    assert [case.image.name for case in data.training] == ["a", "b"]
+
+
+def test_a_validation_image_is_held_out_by_any_name(tmp_path):
+    (tmp_path / "x").mkdir()
+    data = listing(
+        tmp_path,
+        training=[{"image": name} for name in ("x/../a", "./b", "c", "d")],
+        training_paired_images=[{"fixed": "x/../a", "moving": "c"}, {"fixed": "c", "moving": "d"}],
+        registration_val=[{"fixed": "a", "moving": "b"}],
+    )
+    assert [case.image.name for case in data.training] == ["c", "d"]
+    assert [[case.image.name for case in pair] for pair in data.training_pairs] == [["c", "d"]]
+
+
 def test_validation_pairs_alone_are_a_data_set(official):
     """What `deqreg evaluate` reads needs nothing to train on."""
     content = json.loads((official / "dataset.json").read_text())
