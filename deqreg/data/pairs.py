@@ -148,7 +148,7 @@ class Pairs:
         augmentation: what happens to them at random.
 
     Raises:
-        ValueError: when the two images of a pair differ in shape, or lack an axis that is to be mirrored.
+        ValueError: when the two images of a pair differ in shape or spacing, or lack an axis that is to be mirrored.
     """
 
     def __init__(
@@ -166,6 +166,11 @@ class Pairs:
                 raise ValueError(
                     f"the images of a pair must have one shape, got {list(fixed.stored.shape)} for {fixed.name} "
                     f"and {list(moving.stored.shape)} for {moving.name}; resample them onto one grid first"
+                )
+            if not _same_spacing(fixed.spacing, moving.spacing):
+                raise ValueError(
+                    f"the images of a pair must have one voxel spacing, got {list(fixed.spacing)} mm for {fixed.name} "
+                    f"and {list(moving.spacing)} mm for {moving.name}; resample them onto one grid first"
                 )
             if max(augmentation.flip, default=0) >= fixed.stored.ndim:
                 raise ValueError(
@@ -231,8 +236,7 @@ def _collate(drawn: Sequence[_Drawn], labels: int) -> Batch:
         raise ValueError(f"the images of a batch must have one shape, got {sorted(shapes)}; set the batch to 1")
     spacing = drawn[0].spacing
     for pair in drawn:
-        # headers are rounded differently
-        if not all(math.isclose(a, b, rel_tol=1e-3) for a, b in zip(pair.spacing, spacing, strict=True)):
+        if not _same_spacing(pair.spacing, spacing):
             raise ValueError(
                 f"the images of a batch must have one voxel spacing, got {list(spacing)} and {list(pair.spacing)} mm; "
                 "set the batch to 1"
@@ -253,6 +257,11 @@ def _collate(drawn: Sequence[_Drawn], labels: int) -> Batch:
         known=torch.tensor([part is not None for part in truths], device=drawn[0].fixed.image.device),
         points=tuple(_points(pair.fixed, pair.moving) for pair in drawn),
     )
+
+
+def _same_spacing(one: Sequence[float], other: Sequence[float]) -> bool:
+    # headers are rounded differently
+    return all(math.isclose(a, b, rel_tol=1e-3) for a, b in zip(one, other, strict=True))
 
 
 def _labels(sides: Sequence[_Side]) -> Tensor | None:

@@ -1,5 +1,6 @@
 """Sampling, augmentation and batches."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 
@@ -147,6 +148,16 @@ def test_pairs_of_different_shapes_are_refused(cases, tmp_path):
     other = Case(tmp_path / "a.nii.gz")
     with pytest.raises(ValueError, match="must have one shape"):
         Pairs([(listed[0], other)], {**cached, **load_cases([other])})
+
+
+@pytest.mark.parametrize(("edge", "fits"), [(1.0004, True), (3.0, False)])
+def test_pairs_of_different_spacings_are_refused(tmp_path, edge, fits):
+    listed = [Case(tmp_path / "a.nii.gz"), Case(tmp_path / "b.nii.gz")]
+    for case, size in zip(listed, (1.0, edge), strict=True):
+        io.write_volume(case.image, torch.rand(8, 8, 8), np.diag([1.0, size, 1.0, 1.0]))
+    refused = pytest.raises(ValueError, match=r"spacing, got \[1.*\] mm for a.nii.gz and \[1.0, 3.0, 1.0\] mm")
+    with nullcontext() if fits else refused:
+        Pairs([(listed[0], listed[1])], load_cases(listed))
 
 
 def test_only_axes_of_the_images_are_mirrored(tmp_path):
