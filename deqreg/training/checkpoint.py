@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +59,14 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"checkpoint {path}: no such file")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # what is no pickle raises whatever its bytes lead to
         raise ValueError(f"checkpoint {path}: damaged, or no checkpoint of a training") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"checkpoint {path}: must hold a dictionary, as a training writes it, got {content!r:.60}")
+    return content
 
 
 def load_weights(net: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -94,10 +98,13 @@ def load_weights(net: nn.Module, path: str | os.PathLike[str]) -> None:
 
 def _read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     content = load_checkpoint(path)
-    for name in ("weights", "average"):
-        if name in content:
-            return content[name]
-    raise ValueError(f"weights {path}: must hold what a training writes, weights or average, got {list(content)!r:.60}")
+    found = content.get("weights", content.get("average"))
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        got = list(content) if found is None else found
+        raise ValueError(
+            f"weights {path}: must hold what a training writes, tensors by name as weights or average, got {got!r:.60}"
+        )
+    return found
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -209,9 +209,31 @@ def test_weights_can_be_taken_from_a_checkpoint(data, tmp_path):
     net = make_trainer(write_config(tmp_path, data, seed=1), HERE).net
     load_weights(net, tmp_path / "out" / "checkpoint.pt")
     assert_same(net.state_dict(), trainer.average.state_dict())
-    torch.save({"model": {}}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match="must hold what a training writes"):
-        load_weights(net, tmp_path / "other.pt")
+
+
+@pytest.mark.parametrize("content", [b"", b"hello\n", b"\x80\x02.", b"\x80\x02\xff", b"PK\x03\x04" + bytes(99)])
+def test_bytes_that_are_no_checkpoint_are_said(tmp_path, content):
+    (tmp_path / "file.pt").write_bytes(content)
+    with pytest.raises(ValueError, match="damaged, or no checkpoint of a training"):
+        load_checkpoint(tmp_path / "file.pt")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (torch.zeros(3), r"must hold a dictionary, as a training writes it, got tensor\("),
+        (3, "must hold a dictionary, as a training writes it, got 3"),
+        ({"weights": {"bias": 3}}, r"tensors by name as weights or average, got \{'bias': 3\}"),
+        ({"average": torch.zeros(2)}, r"tensors by name as weights or average, got tensor\("),
+        ({"model": {}}, r"must hold what a training writes, .*, got \['model'\]"),
+        ({"weights": {"bias": torch.zeros(2)}}, r"hold bias of \[2\], but the network has \[1\] for it"),
+    ],
+    ids=["tensor", "number", "number as weight", "tensor as weights", "no weights", "another shape"],
+)
+def test_files_that_hold_no_weights_are_said(tmp_path, content, message):
+    torch.save(content, tmp_path / "file.pt")
+    with pytest.raises(ValueError, match=message):
+        load_weights(torch.nn.Linear(2, 1), tmp_path / "file.pt")
 
 
 def test_another_configuration_is_not_resumed(data, tmp_path):
