@@ -87,7 +87,7 @@ class Correction:
     """Losses at iterates on the way to the equilibrium, each through one evaluation of the update from that iterate.
 
     Args:
-        count: iterates a solve, drawn evenly from all that the solver evaluated; 0 for none.
+        count: iterates a solve, drawn evenly from all that the solver evaluated after the first; 0 for none.
         weight: of the last of them.
         decay: the one before weighs this much of it, and so on.
 

@@ -124,7 +124,8 @@ def _parts(state: State) -> tuple[Tensor, ...]:
 class Recorder:
     """An update that keeps a few of the states it is given, each with the same chance, in their order.
 
-    What the adjoint evaluates after the solve is told by its graph: solvers run without one.
+    What the adjoint evaluates is told by its graph: its look for gradients, which is the solver's first evaluation too
+    and not considered, and what follows the solve.
 
     Args:
         update: the update.
