@@ -74,7 +74,7 @@ class MeanSquares:
     def value_and_gradient(self, fixed: Tensor, warped: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """The similarity `[N]` and the gradient of its weighted sum over voxels by the warped image, `[N, 1, *S]`."""
         difference = fixed - warped if mask is None else (fixed - warped) * mask
-        counted = fixed[0].numel() if mask is None else mask.flatten(1).sum(1)
+        counted = fixed[0].numel() if mask is None else mask.flatten(1).sum(1).clamp(min=1)
         return -difference.square().flatten(1).sum(1) / counted, difference.mul_(2 * self.weight)
 
     def value_and_gradients(self, fixed: Tensor, warped: Tensor) -> tuple[Tensor, Tensor, Tensor]:

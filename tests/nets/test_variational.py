@@ -148,6 +148,14 @@ def test_voxels_of_the_moving_image_may_lie_in_any_direction() -> None:
     torch.testing.assert_close(*forces, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("similarity", [Lncc(), MeanSquares()])
+def test_an_empty_mask_has_no_similarity_and_no_pull(similarity: Lncc | MeanSquares) -> None:
+    image, mask = texture(12, 12), torch.zeros(1, 1, 12, 12)
+    value, gradient = similarity.value_and_gradient(image, image.roll(2, 3), mask)
+    assert value.tolist() == [0]
+    assert not gradient.any()
+
+
 def test_masked_voxels_do_not_pull() -> None:
     image, mask = texture(30, 30), torch.zeros(1, 1, 30, 30)
     mask[..., :10, :] = 1
