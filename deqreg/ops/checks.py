@@ -32,9 +32,14 @@ def check_volume(name: str, tensor: Tensor, channels: int | None = None) -> None
         raise ValueError(f"{name} must be float32 or float64 on the CPU, got {tensor.dtype}")
 
 
-def check_field(name: str, field: Tensor, beside: Tensor | None = None) -> None:
-    """A displacement or velocity [N, d, *S]; beside an image, of its batch, dimension, device and coordinate dtype."""
+def check_field(name: str, field: Tensor, beside: Tensor | None = None) -> Tensor:
+    """A displacement or velocity [N, d, *S]; beside an image, of its batch, dimension, device and coordinate dtype.
+
+    Returns the field, in single precision where autocast left it in half.
+    """
     check_tangent(name, field)
+    if field.dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(field.device.type):
+        field = field.float()
     dims = field.ndim - 2 if beside is None else beside.ndim - 2
     batch = "N" if beside is None else beside.shape[0]
     wrong_batch = beside is not None and field.shape[:1] != beside.shape[:1]
@@ -46,6 +51,7 @@ def check_field(name: str, field: Tensor, beside: Tensor | None = None) -> None:
         raise ValueError(f"{name} must be {wanted}, got {field.dtype}")
     if beside is not None:
         check_device(name, field, beside)
+    return field
 
 
 def check_affine(affine: Tensor | None, beside: Tensor) -> None:

@@ -34,8 +34,8 @@ def compose(outer: Tensor, inner: Tensor) -> Tensor:
     >>> compose(shift, 2 * shift).unique().tolist()
     [3.0]
     """
-    checks.check_field("outer", outer)
-    checks.check_field("inner", inner, beside=outer)
+    outer = checks.check_field("outer", outer)
+    inner = checks.check_field("inner", inner, beside=outer)
     checks.check_not_empty("outer", outer)
     return torch.ops.deqreg.compose(outer, inner)
 
@@ -70,4 +70,3 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
 
 
 torch.library.register_autograd("deqreg::compose", _backward, setup_context=_setup_context)
-torch.library.register_autocast("deqreg::compose", "cuda", torch.float32)

@@ -44,18 +44,18 @@ def correlation(fixed: Tensor, moving: Tensor, displacement: Tensor | None = Non
     >>> correlation(features, features, radius=1)[0, 3:6, 0].tolist()
     [[0.5, 0.0, 0.0, 0.0], [0.5, 0.5, 0.5, 0.5], [0.0, 0.0, 0.0, 0.5]]
     """
-    check_features(fixed, moving, displacement, radius)
+    displacement = check_features(fixed, moving, displacement, radius)
     return torch.ops.deqreg.correlation(fixed, moving, displacement, radius)
 
 
-def check_features(fixed: Tensor, moving: Tensor, displacement: Tensor | None, radius: int) -> None:
-    """What is correlated: two features on one grid, a displacement there, and a radius."""
+def check_features(fixed: Tensor, moving: Tensor, displacement: Tensor | None, radius: int) -> Tensor | None:
+    """What is correlated: two features on one grid, a displacement there, and a radius. Returns the displacement."""
     checks.check_volume("fixed", fixed)
     if fixed.shape[1] == 0:
         raise ValueError(f"fixed must have at least one channel, got {list(fixed.shape)}")
     checks.check_same("moving", moving, "fixed", fixed)
     if displacement is not None:
-        checks.check_field("displacement", displacement, beside=fixed)
+        displacement = checks.check_field("displacement", displacement, beside=fixed)
         if displacement.shape[2:] != fixed.shape[2:]:
             raise ValueError(
                 f"displacement must be on the grid of fixed, {list(fixed.shape[2:])}, "
@@ -63,6 +63,7 @@ def check_features(fixed: Tensor, moving: Tensor, displacement: Tensor | None, r
             )
     if not 0 <= radius <= MAX_RADIUS:
         raise ValueError(f"radius must be 0 to {MAX_RADIUS}, got {radius}")
+    return displacement
 
 
 @torch.library.register_fake("deqreg::correlation")

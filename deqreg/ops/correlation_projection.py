@@ -52,7 +52,7 @@ def correlation_projection(
     >>> torch.allclose(out, torch.ops.deqreg.correlation(features, features, u, 1).mean(1, keepdim=True))
     True
     """
-    check_features(fixed, moving, displacement, radius)
+    displacement = check_features(fixed, moving, displacement, radius)
     shifts = (2 * radius + 1) ** (fixed.ndim - 2)
     if weight.ndim != 2 or weight.shape[1] != shifts:
         raise ValueError(f"weight must be [O, {shifts}] for a radius of {radius}, got {list(weight.shape)}")

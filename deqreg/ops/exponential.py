@@ -34,7 +34,7 @@ def exponential(velocity: Tensor, steps: int = 7) -> Tensor:
     >>> exponential(forth).unique().tolist()
     [1.0]
     """
-    checks.check_field("velocity", velocity)
+    velocity = checks.check_field("velocity", velocity)
     checks.check_not_empty("velocity", velocity)
     if not 0 <= steps <= 30:
         raise ValueError(f"steps must be in 0 ... 30, got {steps}")
@@ -65,4 +65,3 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
 
 
 torch.library.register_autograd("deqreg::exponential", _backward, setup_context=_setup_context)
-torch.library.register_autocast("deqreg::exponential", "cuda", torch.float32)

@@ -34,7 +34,7 @@ def jacobian_determinant(displacement: Tensor) -> Tensor:
     >>> jacobian_determinant(torch.stack([x.mT, -0.5 * x], dim=1))[0, 0].tolist()
     [1.0, 1.0, 1.0, 1.0]
     """
-    checks.check_field("displacement", displacement)
+    displacement = checks.check_field("displacement", displacement)
     return torch.ops.deqreg.jacobian_determinant(displacement)
 
 
@@ -57,5 +57,4 @@ def _backward(ctx: Any, grad: Tensor) -> Tensor:
 
 
 torch.library.register_autograd("deqreg::jacobian_determinant", _backward, setup_context=_setup_context)
-torch.library.register_autocast("deqreg::jacobian_determinant", "cuda", torch.float32)
 forbid_second_derivative("deqreg::jacobian_determinant_gradient")

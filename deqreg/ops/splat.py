@@ -50,7 +50,7 @@ def splat(
     [[0.25, 0.75], [0.75, 2.25]]
     """
     checks.check_volume("values", values)
-    checks.check_field("displacement", displacement, beside=values)
+    displacement = checks.check_field("displacement", displacement, beside=values)
     if displacement.shape[2:] != values.shape[2:]:
         raise ValueError(
             f"displacement must be on the grid of values, {list(values.shape[2:])}, got {list(displacement.shape[2:])}"

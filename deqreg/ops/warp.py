@@ -47,7 +47,7 @@ def warp(
     """
     checks.check_volume("image", image)
     checks.check_not_empty("image", image)
-    checks.check_field("displacement", displacement, beside=image)
+    displacement = checks.check_field("displacement", displacement, beside=image)
     checks.check_affine(affine, image)
     mode = checks.choose("interpolation", interpolation, checks.INTERPOLATIONS)
     return torch.ops.deqreg.warp(image, displacement, affine, mode, checks.choose("padding", padding, checks.PADDINGS))
@@ -86,7 +86,7 @@ def warp_gradient(
     """
     checks.check_volume("image", image)
     checks.check_not_empty("image", image)
-    checks.check_field("displacement", displacement, beside=image)
+    displacement = checks.check_field("displacement", displacement, beside=image)
     checks.check_affine(affine, image)
     expected = torch.Size((*image.shape[:2], *displacement.shape[2:]))
     if values.shape != expected or values.dtype != image.dtype:

@@ -57,7 +57,7 @@ def invert(
     >>> invert(shift).value[0, :, 3, 3].tolist()
     [-2.0, 1.0]
     """
-    checks.check_field("displacement", displacement)
+    displacement = checks.check_field("displacement", displacement)
     dims = displacement.shape[1]
     if affine is not None and affine.shape != (dims, dims + 1):
         raise ValueError(f"affine must be [{dims}, {dims + 1}] for this displacement, got {list(affine.shape)}")
@@ -84,7 +84,7 @@ def invert_points(displacement: Tensor, points: Tensor) -> Tensor:
     >>> invert_points(shift.double(), torch.tensor([[[3.0, 3.5]]])).tolist()
     [[[1.0, 4.5]]]
     """
-    checks.check_field("displacement", displacement)
+    displacement = checks.check_field("displacement", displacement)
     dims = displacement.shape[1]
     if points.ndim != 3 or points.shape[2] != dims:
         raise ValueError(f"points must be [N, P, {dims}] for this displacement, got {list(points.shape)}")

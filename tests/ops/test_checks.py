@@ -1,4 +1,4 @@
-"""What holds for all operators: a derivative that torch would lose raises."""
+"""What holds for all operators: derivatives that torch would lose raise, and fields keep their precision."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ IMAGE, FIELD = torch.rand(1, 1, 5, 6), torch.rand(1, 2, 5, 6)
 WEIGHT, BIAS, AFFINE = torch.rand(2, 9), torch.rand(2), torch.eye(2, 3)[None]
 
 # every operator by every argument that it has a gradient for
-DERIVATIVES: dict[str, tuple[Callable[[Tensor], object], Tensor]] = {
+DERIVATIVES: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {
     "warp, image": (lambda a: ops.warp(a, FIELD), IMAGE),
     "warp, displacement": (lambda a: ops.warp(IMAGE, a), FIELD),
     "warp, affine": (lambda a: ops.warp(IMAGE, FIELD, affine=a), AFFINE),
@@ -67,3 +67,19 @@ def test_forward_mode_raises_however_it_is_asked_for() -> None:
             ops.warp(IMAGE, forward_ad.make_dual(FIELD, FIELD))
         # what has none goes on as ever
         assert torch.equal(ops.warp(IMAGE, FIELD), ops.warp(IMAGE, FIELD.clone()))
+
+
+@pytest.mark.parametrize("name", [name for name, (_, at) in DERIVATIVES.items() if at is FIELD])
+def test_a_field_that_autocast_left_in_half_precision_is_taken_in_single(name: str) -> None:
+    function, _ = DERIVATIVES[name]
+    half = FIELD.bfloat16().requires_grad_()
+    with pytest.raises(ValueError, match=r"must be torch.float32, got torch.bfloat16"):
+        function(half)
+    expected = function(half.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = function(half)
+    assert actual.dtype == torch.float32
+    assert torch.equal(actual, expected)
+    if not name.startswith("warp_gradient"):  # which has no derivative
+        (gradient,) = torch.autograd.grad(actual.sum(), half)
+        assert torch.equal(gradient, torch.autograd.grad(expected.sum(), half)[0])

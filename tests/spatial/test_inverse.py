@@ -35,6 +35,15 @@ def test_composition_with_the_inverse_is_the_identity(shape: tuple[int, ...], dt
     assert rest(u, solution.value).abs().max() < CLOSE
 
 
+def test_a_field_in_half_precision_is_inverted_in_single_under_autocast() -> None:
+    u = ops.exponential(velocity(20, 18, height=2.0)).bfloat16()
+    points = torch.rand(2, 5, 2) * 10
+    with torch.autocast("cpu", torch.bfloat16):
+        found = invert(u).value, invert_points(u, points)
+    for actual, expected in zip(found, (invert(u.float()).value, invert_points(u.float(), points)), strict=True):
+        assert torch.equal(actual, expected)
+
+
 def test_inverse_of_an_exponential_is_that_of_minus_the_velocity() -> None:
     v = velocity(34, 33, 36, height=3.0)
     # they differ by what interpolating in seven squarings costs
