@@ -13,6 +13,7 @@ from torch import Tensor
 from deqreg.equilibrium.solution import Solution, Status, Trace
 from deqreg.equilibrium.solvers import Anderson, Callback, Solver, Update
 from deqreg.equilibrium.stopping import NORMS, lengths, residual
+from deqreg.ops.autograd import check_not_recorded
 from deqreg.ops.checks import check_tangent
 
 Solve = Callable[[Update, tuple[Tensor, ...]], Solution]
@@ -70,12 +71,7 @@ class _Attach(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        # its graph would hold the state constant; `once_differentiable` notices only where a cotangent wants a gradient
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "an equilibrium has no second derivative: its gradient must be taken without a graph, "
-                "got create_graph=True"
-            )
+        check_not_recorded("an equilibrium")  # the graph would hold the state constant
         return None, None, *ctx.pull(grad_outputs)
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from deqreg.ops.autograd import check_not_recorded
 
 
 def soft_dice(displacement: Tensor, fixed_labels: Tensor, moving_labels: Tensor, labels: int) -> Tensor:
@@ -74,10 +75,9 @@ class _Overlap(torch.autograd.Function):
         return both.to(u.dtype), warped.to(u.dtype)
 
     @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  the decorator hides the names
-        ctx: Any, by_both: Tensor, by_warped: Tensor
-    ) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
+        check_not_recorded("soft_dice")
+        by_both, by_warped = grad_outputs
         u, fixed, moving = ctx.saved_tensors
         cells = _Cells(u, fixed, moving)
         gradient = torch.zeros_like(cells.fraction)

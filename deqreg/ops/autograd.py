@@ -8,6 +8,17 @@ import torch
 from torch import Tensor
 
 
+def check_not_recorded(name: str) -> None:
+    """Raise in a backward pass of which a graph is made, where the derivative of that graph would be wrong.
+
+    `once_differentiable` notices only where a cotangent wants a gradient, and then not for `torch.autograd.grad`.
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            f"{name} has no second derivative: its gradient must be taken without a graph, got create_graph=True"
+        )
+
+
 def forbid_second_derivative(operator: str) -> None:
     """Make differentiating a backward operator raise.
 

@@ -47,6 +47,14 @@ def test_soft_dice_passes_gradcheck():
     assert torch.autograd.gradcheck(lambda u: losses.soft_dice(u, fixed, moving, 5), u)
 
 
+def test_a_second_derivative_of_soft_dice_raises():
+    u, fixed, moving = field(6, 5).requires_grad_(), parcels(6, 5), parcels(6, 5, seed=1)
+    # beside a loss that has one, its own would be missing in silence
+    loss = losses.soft_dice(u, fixed, moving, 5).sum() + u.pow(3).sum()
+    with pytest.raises(RuntimeError, match="soft_dice has no second derivative"):
+        torch.autograd.grad(loss, u, create_graph=True)
+
+
 def test_soft_dice_counts_labels_in_both_images_alone():
     fixed, moving = torch.tensor([[[1, 1, 2, 2]]]), torch.tensor([[[1, 1, 3, 3]]])
     still = torch.zeros(1, 2, 1, 4)
