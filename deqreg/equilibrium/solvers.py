@@ -12,6 +12,7 @@ from torch import Tensor
 from deqreg.equilibrium.solution import Solution
 from deqreg.equilibrium.state import AndersonState
 from deqreg.equilibrium.stopping import NORMS
+from deqreg.ops.checks import require
 
 Update = Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
 Callback = Callable[[int, float], None]
@@ -25,11 +26,6 @@ class Solver(Protocol):
     def solve(self, f: Update, z0: tuple[Tensor, ...], callback: Callback | None = None) -> Solution:
         """The equilibrium, without a graph."""
         ...
-
-
-def _require(holds: bool, contract: str, value: object) -> None:
-    if not holds:
-        raise ValueError(f"{contract}, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,16 +120,16 @@ class Anderson:
         """Check the numbers."""
         memory, max_steps, every = self.memory, self.max_steps, self.check_every
         known_memory = isinstance(memory, int) and 1 <= memory <= MAX_MEMORY
-        _require(known_memory, f"memory must be in 1 ... {MAX_MEMORY}", memory)
-        _require(self.tol >= 0, "tol must be at least 0", self.tol)
-        _require(isinstance(max_steps, int) and max_steps >= 1, "max_steps must be at least 1", max_steps)
-        _require(0 < self.damping <= 1, "damping must be in (0, 1]", self.damping)
-        _require(0 <= self.regularisation <= 1, "regularisation must be in [0, 1]", self.regularisation)
-        _require(self.norm in NORMS, f"norm must be one of {', '.join(map(repr, NORMS))}", self.norm)
-        _require(self.growth > 1, "growth must be above 1", self.growth)
-        _require(self.divergence > 1, "divergence must be above 1", self.divergence)
-        _require(self.patience is None or self.patience >= 1, "patience must be at least 1 or None", self.patience)
-        _require(every is None or every >= 1, "check_every must be at least 1 or None", every)
+        require(known_memory, f"memory must be in 1 ... {MAX_MEMORY}", memory)
+        require(self.tol >= 0, "tol must be at least 0", self.tol)
+        require(isinstance(max_steps, int) and max_steps >= 1, "max_steps must be at least 1", max_steps)
+        require(0 < self.damping <= 1, "damping must be in (0, 1]", self.damping)
+        require(0 <= self.regularisation <= 1, "regularisation must be in [0, 1]", self.regularisation)
+        require(self.norm in NORMS, f"norm must be one of {', '.join(map(repr, NORMS))}", self.norm)
+        require(self.growth > 1, "growth must be above 1", self.growth)
+        require(self.divergence > 1, "divergence must be above 1", self.divergence)
+        require(self.patience is None or self.patience >= 1, "patience must be at least 1 or None", self.patience)
+        require(every is None or every >= 1, "check_every must be at least 1 or None", every)
 
     @torch.no_grad()
     def solve(self, f: Update, z0: tuple[Tensor, ...], callback: Callback | None = None) -> Solution:

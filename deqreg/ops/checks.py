@@ -1,4 +1,4 @@
-"""Contracts of the operators' arguments, checked once in Python, in the user's words."""
+"""Contracts of the operators' arguments, and of settings, checked once in Python, in the user's words."""
 
 from __future__ import annotations
 
@@ -105,6 +105,12 @@ def choose(name: str, value: str, choices: dict[str, int]) -> int:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
     return choices[value]
+
+
+def require(holds: bool, contract: str, value: object) -> None:
+    """A setting that is within its range."""
+    if not holds:
+        raise ValueError(f"{contract}, got {value!r}")
 
 
 def check_shape(shape: Sequence[int], dims: int) -> None:

@@ -13,17 +13,13 @@ from deqreg.configuration import Choices, build
 from deqreg.data import Augmentation
 from deqreg.data.cache import STORAGE
 from deqreg.equilibrium import Adjoint, Anderson, Implicit, Phantom, Picard, Solver, Unrolled
+from deqreg.ops.checks import require
 
 # `kind: NAME` in the file -> the class, for each place where there is a choice
 CHOICES: Choices = {
     Solver: {"anderson": Anderson, "picard": Picard},
     Adjoint: {"implicit": Implicit, "phantom": Phantom, "unrolled": Unrolled},
 }
-
-
-def _require(holds: bool, contract: str, value: object) -> None:
-    if not holds:
-        raise ValueError(f"{contract}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -45,9 +41,9 @@ class Data:
 
     def __post_init__(self) -> None:
         """Check the names."""
-        _require(self.spacing is None or self.spacing > 0, "spacing must be positive or null", self.spacing)
-        _require(self.storage in STORAGE, f"storage must be one of {', '.join(STORAGE)}", self.storage)
-        _require(self.pairs in ("auto", "listed", "all"), "pairs must be auto, listed or all", self.pairs)
+        require(self.spacing is None or self.spacing > 0, "spacing must be positive or null", self.spacing)
+        require(self.storage in STORAGE, f"storage must be one of {', '.join(STORAGE)}", self.storage)
+        require(self.pairs in ("auto", "listed", "all"), "pairs must be auto, listed or all", self.pairs)
 
 
 @dataclass(frozen=True)
@@ -76,10 +72,10 @@ class Loss:
 
     def __post_init__(self) -> None:
         """Check names and numbers."""
-        _require(self.similarity in ("lncc", "mse"), "similarity must be lncc or mse", self.similarity)
-        _require(self.window >= 3 and self.window % 2 == 1, "window must be odd and at least 3", self.window)
+        require(self.similarity in ("lncc", "mse"), "similarity must be lncc or mse", self.similarity)
+        require(self.window >= 3 and self.window % 2 == 1, "window must be odd and at least 3", self.window)
         for name in ("smoothness", "folding", "dice", "landmarks", "known"):
-            _require(getattr(self, name) >= 0, f"{name} must be at least 0", getattr(self, name))
+            require(getattr(self, name) >= 0, f"{name} must be at least 0", getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -100,9 +96,9 @@ class Correction:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        _require(self.count >= 0, "count must be at least 0", self.count)
-        _require(self.weight > 0, "weight must be positive", self.weight)
-        _require(0 < self.decay <= 1, "decay must be in (0, 1]", self.decay)
+        require(self.count >= 0, "count must be at least 0", self.count)
+        require(self.weight > 0, "weight must be positive", self.weight)
+        require(0 < self.decay <= 1, "decay must be in (0, 1]", self.decay)
 
 
 @dataclass(frozen=True)
@@ -126,9 +122,9 @@ class Jacobian:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        _require(self.weight >= 0, "weight must be at least 0", self.weight)
-        _require(0 < self.probability <= 1, "probability must be in (0, 1]", self.probability)
-        _require(self.epsilon > 0, "epsilon must be positive", self.epsilon)
+        require(self.weight >= 0, "weight must be at least 0", self.weight)
+        require(0 < self.probability <= 1, "probability must be in (0, 1]", self.probability)
+        require(self.epsilon > 0, "epsilon must be positive", self.epsilon)
 
 
 @dataclass(frozen=True)
@@ -157,16 +153,14 @@ class Optimiser:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        _require(self.rate > 0, "rate must be positive", self.rate)
-        _require(0 <= self.floor <= 1, "floor must be in 0 ... 1", self.floor)
-        _require(self.warmup >= 0, "warmup must be at least 0", self.warmup)
-        _require(self.decay >= 0, "decay must be at least 0", self.decay)
-        _require(
-            len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "betas must be two in [0, 1)", self.betas
-        )
-        _require(self.clip > 0, "clip must be positive", self.clip)
-        _require(self.accumulate >= 1, "accumulate must be at least 1", self.accumulate)
-        _require(0 <= self.average < 1, "average must be in [0, 1)", self.average)
+        require(self.rate > 0, "rate must be positive", self.rate)
+        require(0 <= self.floor <= 1, "floor must be in 0 ... 1", self.floor)
+        require(self.warmup >= 0, "warmup must be at least 0", self.warmup)
+        require(self.decay >= 0, "decay must be at least 0", self.decay)
+        require(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "betas must be two in [0, 1)", self.betas)
+        require(self.clip > 0, "clip must be positive", self.clip)
+        require(self.accumulate >= 1, "accumulate must be at least 1", self.accumulate)
+        require(0 <= self.average < 1, "average must be in [0, 1)", self.average)
 
 
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -228,9 +222,9 @@ class Config:
     def __post_init__(self) -> None:
         """Check names and numbers."""
         for name in ("steps", "batch", "log_every", "validate_every", "checkpoint_every"):
-            _require(getattr(self, name) >= 1, f"{name} must be at least 1", getattr(self, name))
-        _require(self.seed >= 0, "seed must be at least 0", self.seed)
-        _require(self.precision in PRECISIONS, f"precision must be one of {', '.join(PRECISIONS)}", self.precision)
+            require(getattr(self, name) >= 1, f"{name} must be at least 1", getattr(self, name))
+        require(self.seed >= 0, "seed must be at least 0", self.seed)
+        require(self.precision in PRECISIONS, f"precision must be one of {', '.join(PRECISIONS)}", self.precision)
 
 
 def read_config(path: str | os.PathLike[str], changes: Sequence[str] = ()) -> Config:
