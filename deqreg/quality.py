@@ -21,9 +21,10 @@ _POWER = 1.5
 # Edge of the similarity's window. As many voxels in 2-D as in 3-D, about: the fewer there are, the more likeness a
 # wrong pair can buy.
 _WINDOWS = {3: 9, 2: 27}
-# What parts right from wrong, by the number of axes and whether the body is cut off. Part of a slice has no partner in
-# the other, nor has what enters and leaves a box: right pairs pay more. Wrong ones of boxes do far more so.
-_PRICES = {(3, False): 2.1, (2, False): 1.5, (3, True): 0.7, (2, True): 1.05}
+# What parts right from wrong, by the number of axes. Part of a slice has no partner in the other: right pairs pay more.
+_PRICES = {3: 2.1, 2: 1.5}
+# The same where the body is cut off: at the rims of what both images hold right pairs pay more, wrong ones far more so.
+_CUT_PRICE = 1.15
 # Of whole heads nothing shows on the faces of the image, of lungs and of boxes three quarters and more.
 _CUT = 0.5
 # Between what images hold in common by chance (noise, other organs: at most 0.22) and the least of a right pair, 0.38.
@@ -71,7 +72,7 @@ def assess(
     Failed is what leaves the images unlike, `s < 0.25`; what buys its likeness with an uneven field,
     `s < p sd(log J)^1.5`; what folds in more than 0.1 % of the voxels; and what an affine start made six times as
     large or as small. The price `p` is 2.1, in 2-D 1.5; where, without a mask, more than half of the fixed image's
-    faces show something, so that the body goes on beyond them, it is 0.7, in 2-D 1.05. It can't tell a head from its
+    faces show something, so that the body goes on beyond them, it is 1.15. It can't tell a head from its
     mirror image: the two sides differ less than two people do.
 
     Args:
@@ -129,7 +130,7 @@ def assess(
 
 def _price(f: Tensor, mask: Tensor | None) -> float:
     """What a unit of unevenness, to its power, has to bring in likeness to an image in [0, 1]."""
-    return _PRICES[f.ndim, mask is None and _share_of_faces(f > _BACKGROUND) > _CUT]
+    return _CUT_PRICE if mask is None and _share_of_faces(f > _BACKGROUND) > _CUT else _PRICES[f.ndim]
 
 
 def _share_of_faces(shown: Tensor) -> float:
