@@ -662,6 +662,7 @@ def save(registration: Registration, folder: str | os.PathLike[str]) -> None:
 
     `warped.nii.gz`, `displacement.nii.gz` (ITK's and ANTs' convention: millimetres, LPS), `affine.tfm`, and
     `warped_labels.nii.gz` where labels came, and `inverse_displacement.nii.gz`, on the moving grid, where there is one.
+    The last two of an earlier registration in that folder are removed where this one has none.
 
     Args:
         registration: what `register` returned.
