@@ -29,6 +29,8 @@ from deqreg.training.validation import better, validate
 
 # A loss that is not finite can come of one bad pair; so many in a row come of weights that are lost.
 _PATIENCE = 10
+# What a checkpoint must hold to be resumed from.
+_RESUMED = ("config", "processes", "step", "model", "average", "optimiser", "scaler", "skipped", "best", "numbers")
 # What may differ when a training is resumed: where it is written, and how often it says something.
 _FREE = ("output", "log_every", "validate_every", "checkpoint_every")
 
@@ -323,7 +325,7 @@ class Trainer:
         """Take up what `checkpoint` wrote.
 
         Raises:
-            ValueError: when it is of another configuration or number of processes.
+            ValueError: when it is no checkpoint, or one of another configuration or number of processes.
         """
         content = load_checkpoint(self.output / CHECKPOINT)
         self._check_same(content)
@@ -338,6 +340,12 @@ class Trainer:
             torch.cuda.set_rng_state(numbers["cuda"], self.here.device)
 
     def _check_same(self, content: dict[str, Any]) -> None:
+        missing = [name for name in _RESUMED if name not in content]
+        if missing:
+            raise ValueError(
+                f"output {self.output}: its {CHECKPOINT} must hold what a training goes on from, it lacks "
+                f"{', '.join(missing)}; {BEST} holds the weights alone"
+            )
         then, now = content["config"], plain(self.config, CHOICES)
         differing = [name for name in now if name not in _FREE and then.get(name) != now[name]]
         if differing:

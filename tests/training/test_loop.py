@@ -244,6 +244,9 @@ def test_another_configuration_is_not_resumed(data, tmp_path):
     trainer.here = Processes(0, 2, HERE.device)
     with pytest.raises(ValueError, match="ran in 1 processes"):
         trainer.resume()
+    (tmp_path / "out" / "best.pt").rename(tmp_path / "out" / "checkpoint.pt")
+    with pytest.raises(ValueError, match=r"must hold what a training goes on from, it lacks .*optimiser"):
+        trainer.resume()
     with pytest.raises(ValueError, match="give --resume"):
         check_output(write_config(tmp_path, data), resume=False)
 
