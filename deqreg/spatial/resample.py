@@ -60,7 +60,7 @@ def resize_mask(mask: Tensor, shape: Sequence[int]) -> Tensor:
 
     >>> import torch
     >>> shell = torch.zeros(1, 1, 16, 16)
-    >>> shell[..., 7] = 1
+    >>> shell[..., 5] = 1
     >>> resize_mask(shell, (4, 4)).sum().item()
     4.0
     """
