@@ -623,21 +623,25 @@ def _resample(
     still = torch.zeros_like(u)
     mapping = fixed.map_to(moving, world).to(u)[None]
     native = pair.moving.data.to(u.device)[None, None]
+    inside = reached(moving.shape, u, mapping)
     outputs: dict[str, Any] = {
         "displacement": join(u, fixed, world),
-        "warped": pull(native, u, mapping)[0, 0].cpu(),
-        "reached": reached(moving.shape, u, mapping)[0, 0].cpu() > 0,
+        "warped": pull(native, u, mapping, inside=inside)[0, 0].cpu(),
+        "reached": inside[0, 0].cpu() > 0,
         "affine_warped": pull(native, still, mapping)[0, 0].cpu(),
     }
     as_they_lie = torch.eye(fixed.dims + 1, dtype=world.dtype)
     untouched = fixed.map_to(moving, as_they_lie).to(u)[None]
-    for key, way, field_ in (("similarity_before", as_they_lie, still), ("similarity_after", world, u)):
-        warped = ops.warp(images[1].data, field_, affine=fixed.map_to(moving, way).to(u)[None])
+    for key, way, affine, field_ in (
+        ("similarity_before", as_they_lie, untouched, still),
+        ("similarity_after", world, mapping, u),
+    ):
+        warped = ops.warp(images[1].data, field_, affine=affine)
         mask = _only_mask(images, way, field_, fixed)
         outputs[key] = float(preset.method.similarity.value(images[0].data, warped, mask))
     if pair.moving_labels is not None:
         labels = pair.moving_labels.data.to(u.device)[None, None]
-        outputs["warped_labels"] = pull(labels, u, mapping, "nearest")[0, 0].cpu()
+        outputs["warped_labels"] = pull(labels, u, mapping, "nearest", inside)[0, 0].cpu()
         outputs["labels_before"] = pull(labels, still, untouched, "nearest")[0, 0].cpu()
     return outputs
 

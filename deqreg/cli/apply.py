@@ -108,10 +108,11 @@ def _type_on_file(image: Volume, interpolation: str) -> np.dtype:
     from deqreg import io
 
     data = image.data  # integers on file may be scaled, to fractions and beyond what any integer type holds
-    if interpolation != "nearest" or image.dtype.kind not in "iub" or not bool((data == data.round()).all()):
+    if interpolation != "nearest" or not bool((data == data.round()).all()):
         return np.dtype(np.float32)
-    io.check_exact(image)
-    return image.dtype
+    if image.dtype.kind in "iu" and image.dtype.itemsize >= 4:  # narrower ones are this large by their scale alone
+        io.check_exact(image)
+    return image.dtype if float(data.abs().max()) < 2**31 else np.dtype(np.float32)
 
 
 def _voxel_map(matrix: np.ndarray) -> torch.Tensor:

@@ -151,7 +151,9 @@ def resample_displacement(
     return torch.einsum("ab,nb...->na...", linear, moved).contiguous()
 
 
-def pull(image: Tensor, displacement: Tensor, affine: Tensor, interpolation: str = "linear") -> Tensor:
+def pull(
+    image: Tensor, displacement: Tensor, affine: Tensor, interpolation: str = "linear", inside: Tensor | None = None
+) -> Tensor:
     """An image under a total map, interpolated once, zero where a point falls outside of its voxels, as ITK has it.
 
     Args:
@@ -159,6 +161,7 @@ def pull(image: Tensor, displacement: Tensor, affine: Tensor, interpolation: str
         displacement: `u`, `[N, d, *S_out]`, in output voxels.
         affine: `[N, d, d + 1]`, output voxels to image voxels, applied to `x + u(x)`.
         interpolation: as in `deqreg.ops.warp`.
+        inside: what `reached` gives for these, where it is at hand.
 
     Returns:
         `[N, C, *S_out]`.
@@ -168,7 +171,7 @@ def pull(image: Tensor, displacement: Tensor, affine: Tensor, interpolation: str
     [1.0, 1.0, 0.0, 0.0]
     """
     warped = ops.warp(image, displacement, affine=affine, interpolation=interpolation)
-    return warped.mul_(reached(image.shape[2:], displacement, affine))
+    return warped.mul_(reached(image.shape[2:], displacement, affine) if inside is None else inside)
 
 
 def reached(shape: Sequence[int], displacement: Tensor, affine: Tensor) -> Tensor:

@@ -155,3 +155,12 @@ def test_labels_that_float32_rounds_are_refused(shift, tmp_path, capsys):
     assert main([*map(str, words), "--interpolation", "nearest"]) == 2
     assert "labels must be below 2^24" in capsys.readouterr().err
     assert not (tmp_path / "out.nii.gz").exists()
+
+
+def test_values_that_are_large_by_their_scale_are_no_labels(shift, tmp_path):
+    scaled = nib.Nifti1Image(np.full((9, 8, 7), 3, np.int16), np.diag([2.0, 2.0, 2.0, 1.0]))
+    scaled.header.set_slope_inter(2**24, 0)
+    nib.save(scaled, shift / "scaled.nii.gz")
+    words = ["apply", shift / "shift.nii.gz", shift / "scaled.nii.gz", "-o", tmp_path / "out.nii.gz"]
+    assert main([*map(str, words), "--interpolation", "nearest"]) == 0
+    assert nib.load(tmp_path / "out.nii.gz").get_fdata().max() == 3 * 2**24
