@@ -1,6 +1,7 @@
 """What does each operator cost, beside what one would write instead, and beside the bytes it has to move?
 
     python benchmarks/ops.py [--device auto|cpu|cuda] [--quick] [--sweep] [--only REGEX] [--threads 2] [--output FILE]
+        [--return-memory]
 
 Prints a table and writes JSON, and a plot where matplotlib is installed, to benchmarks/results/DEVICE.json and .png;
 benchmarks/tables.py puts the JSON into README.md.
@@ -8,6 +9,10 @@ The baseline is plain torch, and MONAI and torchdeq where they are installed: a 
 and theirs are taken in turn, so that other load on the machine meets both. `MB` is what has to be read and written
 once; `share` is those bytes over our time, relative to the bandwidth of a large copy measured in the same run;
 `MB peak` is what a call allocates at its peak beyond its inputs.
+
+Freed memory stays with the process, ours and theirs, as PyTorch's own allocator keeps that of a GPU: the C library would
+give large blocks back to the system, and a call would be timed with the clearing of its pages, on a virtual machine that
+hands them on to its host with much more. With --return-memory it gives them back.
 
 With --sweep it looks for sizes at which an operator is slower than its baseline: 8^3 to 256^3, 1 to 64 channels, to
 DEVICE-sweep.json.
@@ -506,6 +511,16 @@ def times(calls: list[Callable[[], Any]], device: str, budget: float) -> list[fl
     return [statistics.median(taken) for taken in samples]
 
 
+def keep_memory() -> bool:
+    """Whether the C library now keeps what is freed; only GNU's does as it is told."""
+    mmap_max, trim_threshold, largest = -4, -1, -1  # of malloc.h
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:
+        return False
+    return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, largest))
+
+
 def status_bytes(field: str) -> int:
     """A field of this process's memory status, where the system has one."""
     try:
@@ -636,7 +651,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     pyplot.close(figure)
 
 
-def run(device: str, quick: bool, sweeping: bool, only: str, budget: float) -> dict[str, Any]:
+def run(device: str, quick: bool, sweeping: bool, only: str, budget: float, kept: bool) -> dict[str, Any]:
     torch.manual_seed(0)
     bandwidth = copy_bandwidth(device, quick)
     print(f"{device_name(device)}, torch {torch.__version__}, copy {bandwidth / 1e9:.1f} GB/s\n{HEADER}", flush=True)
@@ -661,6 +676,7 @@ def run(device: str, quick: bool, sweeping: bool, only: str, budget: float) -> d
         "deqreg": package_version(),
         "threads": torch.get_num_threads(),
         "quick": quick,
+        "memory": "kept" if kept else "returned",
         "copy_bytes_per_second": bandwidth,
         "rows": [asdict(row) for row in rows],
     }
@@ -673,12 +689,14 @@ def main() -> None:
     parser.add_argument("--sweep", action="store_true", help="many sizes and channels instead of the large volume")
     parser.add_argument("--only", default="", help="operators whose name has a match of this expression")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--return-memory", action="store_true", help="give freed memory back to the system")
     parser.add_argument("--output", type=Path, help="JSON file (default: benchmarks/results/DEVICE.json)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
     budget = 0.1 if args.sweep else 0.3 if args.quick else 2.0
-    result = run(device, args.quick, args.sweep, args.only, budget)
+    kept = device == "cuda" or (not args.return_memory and keep_memory())
+    result = run(device, args.quick, args.sweep, args.only, budget, kept)
     name = re.sub(r"[^a-z0-9]+", "-", result["device"].lower()).strip("-") + ("-sweep" if args.sweep else "")
     output = args.output or RESULTS / f"{name}.json"
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -8,20 +8,24 @@ namespace {
 template <class T>
 class Store {
  public:
-  Store(const Windows<T>& windows, T* out) : windows_(windows), out_(out) {}
+  Store(const Windows<T>& windows, T* out)
+      : windows_(windows),
+        streams_(worth_streaming<T>(windows.batch * windows.shift_count() * windows.voxels)),
+        out_(out) {}
 
   void start(std::int64_t sample, const Run& run) {
     to_ = out_ + sample * windows_.shift_count() * windows_.voxels + run.offset;
     count_ = run.count;
   }
   void take(const T* values) {
-    store_run(values, count_, to_);
+    store_row(values, count_, streams_, to_);
     to_ += windows_.voxels;
   }
   void finish() {}
 
  private:
   const Windows<T>& windows_;
+  const bool streams_;
   T *out_, *to_ = nullptr;
   std::int32_t count_ = 0;
 };

@@ -360,11 +360,15 @@ struct SlopeRow {
   alignas(64) T values[4 * box_size[2]], slopes[4 * box_size[2]];
 
   void fetch(std::int32_t count, const T* quads, std::int64_t plane) {
-    for (std::int32_t j = 0; j < count; ++j) {
-      const QuadPair<T> cell(quads + std::int64_t{4} * tile.offset[j], plane);
-      cell.blend(tile.lower[0][j], tile.upper[0][j], values + 4 * j);
-      cell.blend(tile.slope_lower[0][j], tile.slope_upper[0][j], slopes + 4 * j);
-    }
+    for (std::int32_t j = 0; j < count; ++j)
+      fetch_cell(j, quads + std::int64_t{4} * tile.offset[j], plane, tile.lower[0][j], tile.upper[0][j]);
+  }
+
+  /// Voxel j's alone, whose lower quad is at `cell`.
+  DEQREG_INLINE void fetch_cell(std::int32_t j, const T* cell, std::int64_t plane, T lower, T upper) {
+    const QuadPair<T> pair(cell, plane);
+    pair.blend(lower, upper, values + 4 * j);
+    pair.blend(tile.slope_lower[0][j], tile.slope_upper[0][j], slopes + 4 * j);
   }
 
   /// Along each of the three axes, of `lanes` voxels from j on.

@@ -5,6 +5,7 @@
 
 #include "cpu/sampling_box.h"
 #include "cpu/sampling_tile.h"
+#include "cpu/streaming.h"
 
 namespace deqreg::cpu::DEQREG_ISA {
 
@@ -31,9 +32,13 @@ struct Slopes {
   // rows of a box are short and far apart: those of the values, and of the output that is stored to, come late without
   // being asked for, a seventh and a sixth of the time
   const std::int64_t rows_ahead;
+  const bool streams;  // where no second channel adds to what the first one sets
 
   explicit Slopes(const WarpGradient& op)
-      : op(op), voxels(op.out_grid.voxels()), rows_ahead(4 * op.out_grid.size[D - 1]) {}
+      : op(op),
+        voxels(op.out_grid.voxels()),
+        rows_ahead(4 * op.out_grid.size[D - 1]),
+        streams(op.channels == 1 && worth_streaming<T>(op.batch * D * voxels) && voxels % native_lanes<T> == 0) {}
 
   const T* values_at(std::int64_t c, std::int64_t offset) const {
     return static_cast<const T*>(op.values) + c * voxels + offset;
@@ -48,14 +53,21 @@ struct Slopes {
     constexpr int lanes = native_lanes<T>;
     const T* const values = values_at(c, offset);
     T* const out = out_at(c, offset);
-    const bool first = is_first(c);
+    const bool first = is_first(c), past_caches = streams && is_aligned<typename SlopeRow<T>::V>(out);
     for (std::int32_t j = 0; j < count; j += lanes) {
       __builtin_prefetch(values + rows_ahead + j, 0, 2);
-      for (int a = 0; a < D; ++a) __builtin_prefetch(out + a * voxels + rows_ahead + j, 1);
       typename SlopeRow<T>::V along[3];
       row.slope(j, along);
       const auto value = load_first<T>(values + j, count - j);
-      for (int a = 0; a < D; ++a) store_slope<T>(value * along[3 - D + a], first, count - j, out + a * voxels + j);
+      for (int a = 0; a < D; ++a) {
+        T* const to = out + a * voxels + j;
+        if (past_caches && count - j >= lanes) {
+          stream(value * along[3 - D + a], to);
+        } else {
+          __builtin_prefetch(to + rows_ahead, 1);
+          store_slope<T>(value * along[3 - D + a], first, count - j, to);
+        }
+      }
     }
   }
 

@@ -124,10 +124,9 @@ void splat_boxes(const Splat& op, const Executor& executor) {
           for (std::int64_t k = first; k < op.channels; ++k) {
             const std::int64_t c = box.sample * op.channels + k;
             const T* const values = static_cast<const T*>(op.values) + c * boxed.voxels;
-            sums.clear(reach);
             for (std::int32_t r = 0; r < box.rows(); ++r) {
               fill_cells<padding>(boxed, box, positions, reach, r, tile);
-              sums.add(tile, box.extent[2], values + boxed.offset(box, r), ahead, plane);
+              sums.add(tile, box.extent[2], values + boxed.offset(box, r), ahead, plane, [](auto, auto, T, T) {});
             }
             sums.unpack(boxed, reach, share, static_cast<T*>(op.image) + c * boxed.image_voxels);
           }

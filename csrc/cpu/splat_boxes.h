@@ -76,43 +76,52 @@ void for_owned_rows(const BoxedSampling<D, T>& boxed, const Reach& reach, Share 
 }
 
 /// What a box adds to one channel, as quads: what falls on a voxel and on its upper neighbours along the two faster
-/// axes.
+/// axes. All are zero before a box and after it.
 template <int D, class T>
 class QuadSums {
  public:
   static constexpr int lanes = native_lanes<T>;
 
   explicit QuadSums(const BoxedSampling<D, T>& boxed)
-      : quads_(Buffer<T>::uninitialised(4 * boxed.capacity())), nothing_(4 * whole_rows(boxed.image_size[2])) {}
-
-  void clear(const Reach& reach) { std::memset(quads_.data(), 0, 4 * reach.voxels() * sizeof(T)); }
+      : quads_(4 * boxed.capacity()), nothing_(4 * whole_rows(boxed.image_size[2])) {}
 
   /// `plane` elements lie between a cell's lower quad and its upper one; both are the same where it is 0. `ahead`
-  /// values further lies what is wanted next.
+  /// values further lies what is wanted next. Calls visit(j, elements up to its lower quad) for each voxel on the way.
+  template <class Visit>
   void add(const LinearTile<3, T, std::int32_t>& tile, std::int32_t count, const T* values, std::int64_t ahead,
-           std::int64_t plane) {
+           std::int64_t plane, const Visit& visit) {
     using Q = typename Vector<T, 4>::Loose;
     constexpr std::int32_t cache_line = 64 / sizeof(T);
     for (std::int32_t j = 0; j < count; j += cache_line) __builtin_prefetch(values + ahead + j, 0, 2);
     alignas(64) T weighted[4 * box_size[2]];
     weigh(tile, count, values, weighted);
+    T* const sums = quads_.data();
     for (std::int32_t j = 0; j < count; ++j) {
       const typename Vector<T, 4>::Aligned four = *reinterpret_cast<const Q*>(weighted + 4 * j);
-      T* const at = quads_.data() + std::int64_t{4} * tile.offset[j];
-      *reinterpret_cast<Q*>(at) += tile.lower[0][j] * four;
-      *reinterpret_cast<Q*>(at + plane) += tile.upper[0][j] * four;
+      const std::int64_t cell = std::int64_t{4} * tile.offset[j];
+      T* const at = sums + cell;
+      const T lower = tile.lower[0][j], upper = tile.upper[0][j];
+      visit(j, cell, lower, upper);
+      *reinterpret_cast<Q*>(at) += lower * four;
+      *reinterpret_cast<Q*>(at + plane) += upper * four;
     }
   }
 
   /// Adds the sums to the rows of a channel that a thread owns: the upper halves of a row's own quads, and the lower
-  /// ones of those above.
+  /// ones of those above, which are zeroed while they are at hand.
   void unpack(const BoxedSampling<D, T>& boxed, const Reach& reach, Share share, T* image) {
     const Reach all = with_neighbours(boxed, reach);
     for_owned_rows(boxed, all, share, image, [&](T* to, std::int32_t z, std::int32_t y) {
-      const T* const own = quads_.data() + (std::int64_t{z} * reach.rows + y) * reach.row * 4;
-      add_row(y < reach.rows ? own : nothing_.data(), y > 0 ? own - 4 * reach.row : nothing_.data(), reach.row,
-              all.width, to);
+      const auto quads_of = [&](std::int32_t row) {
+        return quads_.data() + (std::int64_t{z} * reach.rows + row) * reach.row * 4;
+      };
+      T* const above = y > 0 ? quads_of(y - 1) : nothing_.data();
+      add_row(y < reach.rows ? quads_of(y) : nothing_.data(), above, reach.row, all.width, to);
+      if (y > 0) std::memset(above, 0, 4 * reach.row * sizeof(T));
     });
+    const std::int32_t low = all.low[3 - D], count = D == 3 ? all.planes : all.rows;
+    const bool visited = share.holds(low) && share.holds(low + count - 1) && all.rows > reach.rows;
+    if (!visited) std::memset(quads_.data(), 0, 4 * reach.voxels() * sizeof(T));
   }
 
  private:

@@ -35,6 +35,7 @@ void warp_boxes(const Warp& op, const Executor& executor) {
          static_cast<T*>(op.out) + c * voxels + offset);
   };
   constexpr int lanes = native_lanes<T>;
+  const bool streams = worth_streaming<T>(op.batch * op.channels * voxels);
   for_channel_boxes<ChannelsValueRow<T>, padding, D, T>(
       op, executor,
       [&](const auto& row, const auto& cells, std::int32_t extent, std::int64_t c, std::int32_t count, auto offset) {
@@ -45,8 +46,7 @@ void warp_boxes(const Warp& op, const Executor& executor) {
           transpose<T>(sampled, lanes, channels + j, box_size[2]);
         }
         for (std::int32_t l = 0; l < count; ++l)
-          std::memcpy(static_cast<T*>(op.out) + (c + l) * voxels + offset, channels + l * box_size[2],
-                      extent * sizeof(T));
+          store_row(channels + l * box_size[2], extent, streams, static_cast<T*>(op.out) + (c + l) * voxels + offset);
       },
       scattered);
   for_boxes<ValueRow<T>, padding, D, T>(

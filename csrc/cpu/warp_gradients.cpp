@@ -35,15 +35,22 @@ void gradients_boxes(const Splat& splat, const WarpGradient& gradient, const Exe
           }
           const std::int64_t plane = boxed.image_size[0] > 1 ? std::int64_t{4} * reach.rows * reach.row : 0;
           for (std::int64_t c = first; c < last; ++c) {
-            sums.clear(reach);
             if (owns)
               pack_quads(boxed, reach, static_cast<const T*>(gradient.image) + c * boxed.image_voxels, quads.data());
             for (std::int32_t r = 0; r < box.rows(); ++r) {
               const std::int64_t offset = boxed.offset(box, r);
               fill_cells<padding>(boxed, box, positions, reach, r, row->tile);
-              sums.add(row->tile, box.extent[2], slopes.values_at(c, offset), slopes.rows_ahead, plane);
-              if (!owns) continue;
-              row->fetch(box.row, quads.data(), plane);
+              const auto add = [&](const auto& visit) {
+                sums.add(row->tile, box.extent[2], slopes.values_at(c, offset), slopes.rows_ahead, plane, visit);
+              };
+              if (!owns) {
+                add([](auto, auto, T, T) {});
+                continue;
+              }
+              // one loop over the cells for both: a twentieth less than one after the other
+              add([cells = row.get(), packed = quads.data(), plane](auto j, auto cell, T lower, T upper) {
+                cells->fetch_cell(j, packed + cell, plane, lower, upper);
+              });
               slopes.store(*row, box.extent[2], c, offset);
             }
             sums.unpack(boxed, reach, share, static_cast<T*>(splat.image) + c * boxed.image_voxels);
