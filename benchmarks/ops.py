@@ -10,9 +10,9 @@ and theirs are taken in turn, so that other load on the machine meets both. `MB`
 once; `share` is those bytes over our time, relative to the bandwidth of a large copy measured in the same run;
 `MB peak` is what a call allocates at its peak beyond its inputs.
 
-Freed memory stays with the process, ours and theirs, as PyTorch's own allocator keeps that of a GPU: the C library would
-give large blocks back to the system, and a call would be timed with the clearing of its pages, on a virtual machine that
-hands them on to its host with much more. With --return-memory it gives them back.
+Freed memory stays with the process, ours and theirs, as PyTorch's own allocator keeps that of a GPU: the C library
+would give large blocks back to the system, and a call would be timed with the clearing of its pages, on a virtual
+machine that hands them on to its host with much more. With --return-memory it gives them back.
 
 With --sweep it looks for sizes at which an operator is slower than its baseline: 8^3 to 256^3, 1 to 64 channels, to
 DEVICE-sweep.json.
