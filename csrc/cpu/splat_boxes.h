@@ -86,7 +86,8 @@ class QuadSums {
       : quads_(4 * boxed.capacity()), nothing_(4 * whole_rows(boxed.image_size[2])) {}
 
   /// `plane` elements lie between a cell's lower quad and its upper one; both are the same where it is 0. `ahead`
-  /// values further lies what is wanted next. Calls visit(j, elements up to its lower quad) for each voxel on the way.
+  /// values further lies what is wanted next. Calls visit(j, elements up to its lower quad, weight of the lower quad,
+  /// weight of the upper one) for each voxel on the way.
   template <class Visit>
   void add(const LinearTile<3, T, std::int32_t>& tile, std::int32_t count, const T* values, std::int64_t ahead,
            std::int64_t plane, const Visit& visit) {
